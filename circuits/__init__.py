@@ -1,0 +1,1 @@
+"""Everything that is a graph: effects, edges, circuits, and how good they are."""

@@ -1,0 +1,1 @@
+"""Everything that touches a forward pass: sites, dictionaries, interventions."""

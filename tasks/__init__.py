@@ -1,0 +1,1 @@
+"""A question put to a model: prompts, and a number to explain."""
