@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,16 +37,21 @@ class Layout:
     """Where one architecture keeps what every language model has. All paths are module paths.
 
     `parts` maps the stem of a site's name to the path of a module *inside a block*; the site is what
-    leaves that module, or what enters it where the stem ends in `_in`. Blocks of a hybrid model need
-    not all have every part: a part that a block lacks gives that block no site.
+    leaves that module, or what enters it where the stem ends in `_in`. Where blocks differ, `parts` is a
+    sequence of such mappings, one for each block. A part that a block lacks gives that block no site.
 
-    >>> Layout(blocks="transformer.h", embed="transformer.wte", norm="transformer.ln_f", head="lm_head",
-    ...        parts={"attn": "attn", "mlp_in": "mlp", "mlp": "mlp"}).blocks
-    'transformer.h'
+    >>> layout = Layout(blocks="transformer.h", embed="transformer.wte", norm="transformer.ln_f",
+    ...                 head="lm_head", parts={"attn": "attn", "mlp_in": "mlp", "mlp": "mlp"})
+    >>> layout.parts_of(3)["mlp_in"]
+    'mlp'
     """
 
     blocks: str
     embed: str
     norm: str | None = None
     head: str | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] | Sequence[Mapping[str, str]] = field(default_factory=dict)
+
+    def parts_of(self, block: int) -> Mapping[str, str]:
+        """The parts of one block."""
+        return self.parts if isinstance(self.parts, Mapping) else self.parts[block]

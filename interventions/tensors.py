@@ -1,0 +1,65 @@
+"""The hidden state among what a module takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def is_hidden(x: Any) -> bool:
+    """Whether this could be a hidden state: a floating-point tensor (batch pos width)."""
+    return isinstance(x, Tensor) and x.ndim == 3 and x.is_floating_point()
+
+
+def hidden_inputs(args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """All that may be hidden states among a module's arguments; the first is the one it works on."""
+    return [x for x in (*args, *kwargs.values()) if is_hidden(x)]
+
+
+def hidden(output: Any) -> Tensor | None:
+    """The hidden state in what a module returned: a tensor, or the first in a tuple or the like."""
+    if isinstance(output, Tensor):
+        return output if is_hidden(output) else None
+    return next((x for x in _members(output) if is_hidden(x)), None)
+
+
+def with_hidden(output: Any, new: Tensor) -> Any:
+    """A copy of what a module returned, with another hidden state in it."""
+    old = hidden(output)
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, Mapping):
+        return type(output)({key: new if x is old else x for key, x in output.items()})
+    return _like(output, [new if x is old else x for x in output])
+
+
+def with_hidden_input(args: tuple, kwargs: dict[str, Any], new: Tensor) -> tuple[tuple, dict[str, Any]]:
+    """A copy of a module's arguments, with another hidden state in them."""
+    old = hidden_inputs(args, kwargs)[0]
+    return (
+        tuple(new if x is old else x for x in args),
+        {key: new if x is old else x for key, x in kwargs.items()},
+    )
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Applies `fn` to every tensor in tuples, lists and mappings, however deep."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, Mapping):
+        return type(value)({key: map_tensors(fn, x) for key, x in value.items()})
+    if isinstance(value, tuple | list):
+        return _like(value, [map_tensors(fn, x) for x in value])
+    return value
+
+
+def _members(output: Any) -> tuple:
+    if isinstance(output, Mapping):
+        return tuple(output.values())
+    return tuple(output) if isinstance(output, tuple | list) else ()
+
+
+def _like(sequence: Any, items: list) -> Any:
+    return type(sequence)(*items) if hasattr(sequence, "_fields") else type(sequence)(items)
