@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,24 +15,47 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .fingerprint import fingerprint
 from .loading import load
+from .observation import arguments, observe, sample
 from .sites import Layout, Side, Site
-from .structure import arguments, discover, name_sites, observe, place
-from .tensors import hidden, hidden_inputs, with_hidden, with_hidden_input
+from .skipping import Record, repeated, returning
+from .structure import discover, missing_layout, name_sites, place
+from .tensors import hidden, hidden_inputs, map_tensors, with_hidden, with_hidden_input
 
 Visit = Callable[[Site, Tensor], Tensor]
 
 
 class Model:
-    """A frozen causal language model. `Model.load` makes one."""
+    """A frozen causal language model whose sites have names. `Model.load` makes one.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    >>> model = Model.load(GPT2LMHeadModel(config))
+    >>> model
+    Model(GPT2LMHeadModel, 2 layers, width 32, cpu, float32)
+    >>> list(model.sites)[:6]
+    ['embed', 'attn_in.0', 'attn.0', 'mlp_in.0', 'mlp.0', 'resid.0']
+    >>> acts = model.read(torch.tensor([[3, 1, 4]]), ["mlp.1"])
+    >>> acts[model.site("mlp.1")].shape
+    torch.Size([1, 3, 32])
+    """
 
     def __init__(self, module: nn.Module, tokenizer: Any = None, *, layout: Layout | None = None):
         self.module = module
         self.tokenizer = tokenizer
-        self._observation = observe(module, self._sample())
-        self.layout = layout or discover(module, self._observation)
-        self.sites: Mapping[str, Site] = MappingProxyType(name_sites(module, self.layout, self._observation))
         self._muted = False
+        self._shape = (0, 0)  # batch and pos of the pass that runs
+        seen = observe(module, sample(module))
+        _checked_logits(module, seen.output)
+        try:
+            self.layout = layout or discover(module, seen)
+        except ValueError as error:
+            raise ValueError(missing_layout(module, seen, str(error))) from None
+        self.sites: Mapping[str, Site] = MappingProxyType(name_sites(module, self.layout, seen))
+        self._templates = [call.raw if (call := seen.once(block)) else None for block in self.blocks]
+        seen.forget()
+        self._seen = seen
 
     @classmethod
     def load(
@@ -43,71 +67,94 @@ class Model:
         dtype: torch.dtype | None = None,
         layout: Layout | None = None,
     ) -> Model:
-        """A model from the Hugging Face hub, a folder, a .gguf file, or a module at hand."""
+        """A model from the Hugging Face hub, a folder, a .gguf file, or a module at hand.
+
+        The module is put in eval mode and its weights are frozen, in place. A module of your own maps
+        tokens (batch pos) to logits (batch pos vocab), or to an object with `.logits`. `layout` says where
+        the parts are in a model whose structure is not found by itself. The tokenizer that lies beside the
+        model is loaded; where there is none, `tokenizer` is None.
+
+        Raises FileNotFoundError where there is nothing at `source`, and ValueError where there is no
+        causal language model or no layout is found.
+        """
         module, tokenizer = load(source, tokenizer=tokenizer, device=device, dtype=dtype)
         return cls(module, tokenizer, layout=layout)
 
+    def __repr__(self) -> str:
+        name, dtype = type(self.module).__name__, str(self.dtype).removeprefix("torch.")
+        return f"Model({name}, {len(self.blocks)} layers, width {self.width}, {self.device}, {dtype})"
+
     @property
     def device(self) -> torch.device:
+        """Where the tokens go in."""
         return next(self.module.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
-    @cached_property
-    def blocks(self) -> nn.ModuleList:
+    @property
+    def width(self) -> int:
+        """Size of the residual stream (`d_model`)."""
+        last = self._seen.once(self.blocks[-1])
+        return last.width if last else 0
+
+    @property
+    def blocks(self) -> list[nn.Module]:
         """The decoder layers."""
-        return self.module.get_submodule(self.layout.blocks)  # type: ignore[return-value]
+        return list(self.module.get_submodule(self.layout.blocks).children())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the architecture and a sample of the weights: the same wherever the model is the same."""
+        return fingerprint(self.module)
+
+    # Sites
 
     def site(self, name: str | Site) -> Site:
-        """The site of that name."""
+        """The site of that name. Raises LookupError where the model has none."""
         if isinstance(name, Site):
             return name
         if name not in self.sites:
-            raise KeyError(f"No site {name!r}; this model has {', '.join(self.sites)}.")
+            raise LookupError(f"No site {name!r}; this model has {_ranges(self.sites)}.")
         return self.sites[name]
 
     def at(self, path: str, side: Side = "out", name: str | None = None) -> Site:
-        """A site at any module: what enters or leaves it."""
-        site = place(self.module, path, side, name or f"{path}.{side}", self._observation)
+        """A site anywhere: what enters or leaves the module at `path`.
+
+        Raises LookupError where there is no such module, and ValueError where no tensor (batch pos width)
+        passes it exactly once in a forward pass.
+        """
+        if path not in dict(self.module.named_modules()):
+            raise LookupError(f"No module {path!r}; for instance {self.layout.blocks}.0 is one.")
+        site = place(self.module, path, side, name or (path if side == "out" else f"{path}.in"), self._seen)
         if site is None:
-            raise ValueError(f"No tensor (batch pos width) passes the {side} side of {path!r} once a pass.")
+            calls = len(self._seen.calls.get(id(self.module.get_submodule(path)), ()))
+            why = "of shape (batch pos width)" if calls == 1 else f"alone: it runs {calls} times in a pass"
+            raise ValueError(f"No site at the {side} side of {path!r}: no tensor passes there {why}.")
         return site
+
+    # Passes
 
     @contextmanager
     def visiting(self, sites: Iterable[str | Site], visit: Visit) -> Iterator[None]:
-        """While open, every forward pass hands each site's tensor to `visit` and goes on with its result."""
+        """While open, every forward pass hands each site's tensor to `visit` and goes on with what that returns.
 
-        def entering(site: Site):
-            def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-                if self._muted:
-                    return None
-                x = hidden_inputs(args, kwargs)[0]
-                y = visit(site, x)
-                return None if y is x else with_hidden_input(args, kwargs, y)
-
-            return hook
-
-        def leaving(site: Site):
-            def hook(_module: nn.Module, _args: tuple, out: Any):
-                if self._muted:
-                    return None
-                x = hidden(out)
-                assert x is not None
-                y = visit(site, x)
-                return None if y is x else with_hidden(out, y)
-
-            return hook
-
-        handles = []
+        Visits may be nested: at a site that is visited twice, the visit opened first goes first. What
+        `visit` returns has the shape of what it was handed, (batch pos width). All is undone on leaving,
+        also by an exception.
+        """
+        handles = [self.blocks[0].register_forward_pre_hook(self._keep_shape, with_kwargs=True)]
         try:
             for site in dict.fromkeys(self.site(s) for s in sites):
                 module = self.module.get_submodule(site.path)
+                call = self._seen.once(module)
+                ndim = call.ndim(site.side) if call else 3
                 if site.side == "in":
-                    handles.append(module.register_forward_pre_hook(entering(site), with_kwargs=True))
+                    hook = self._entering(site, visit, ndim)
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
                 else:
-                    handles.append(module.register_forward_hook(leaving(site)))
+                    handles.append(module.register_forward_hook(self._leaving(site, visit, ndim)))
             yield
         finally:
             for handle in handles:
@@ -116,18 +163,25 @@ class Model:
     def logits(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Next-token logits."""
-        told = arguments(self.module)
-        if mask is not None:
-            mask = mask.to(self.device).long()
-            if (mask[:, 1:] > mask[:, :-1]).any():
-                raise ValueError("mask: padding on the left is not supported; pad on the right.")
-            if not mask.all() and "attention_mask" in inspect.signature(self.module.forward).parameters:
-                told["attention_mask"] = mask
-        out = self.module(tokens.to(self.device), **told)
-        if isinstance(out, Tensor):
-            return out
-        return out.logits if hasattr(out, "logits") else out[0]
+        """Next-token logits at every position.
+
+        `mask` is 1 at tokens and 0 at padding, which is on the right. Raises ValueError where it is on
+        the left, or where a model's results at the tokens depend on the padding.
+        """
+        wanted: dict[str, Any] = {}
+        if mask is not None and not mask.all():
+            if (mask[:, 1:].bool() > mask[:, :-1].bool()).any():
+                raise ValueError(
+                    "mask: there is padding on the left; pad on the right, or batch equal lengths."
+                )
+            if not self.pads:
+                raise ValueError(
+                    f"mask: what {type(self.module).__name__} computes at its tokens changes with padding; "
+                    "batch prompts of equal length."
+                )
+            wanted["attention_mask"] = mask.to(self.device).long()
+        out = self.module(tokens.to(self.device), **arguments(self.module, **wanted))
+        return out if isinstance(out, Tensor) else _logits(out)
 
     @torch.no_grad()
     def read(
@@ -135,8 +189,8 @@ class Model:
         tokens: Int[Tensor, "batch pos"],
         sites: Iterable[str | Site],
         mask: Int[Tensor, "batch pos"] | None = None,
-    ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
-        """The tensors at some sites."""
+    ) -> dict[Site, Float[Tensor, "batch pos width"]]:
+        """The tensors at some sites, in the order in which the pass reaches them, without gradients."""
         seen: dict[Site, Tensor] = {}
 
         def keep(site: Site, x: Tensor) -> Tensor:
@@ -147,10 +201,176 @@ class Model:
             self.logits(tokens, mask)
         return seen
 
-    def _sample(self) -> Tensor:
-        config = getattr(self.module, "config", None)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        special = {getattr(text, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
-        vocab = getattr(text, "vocab_size", None) or 16
-        ids = [i for i in range(min(vocab, 32)) if i not in special][-6:]
-        return torch.tensor(ids, device=self.device).reshape(2, 3)
+    def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits that the model would give if this were what its last block wrote.
+
+        The model's own forward pass with its blocks skipped: final norm, head, soft cap and logit scale are
+        its own. Gradients flow; open visits see nothing of it.
+        """
+        x = resid.reshape(-1, 1, resid.shape[-1])
+        outputs = {}
+        for block, template in zip(self.blocks, self._templates, strict=True):
+            last = block is self.blocks[-1]
+            outputs[block] = self._passing(template, x if last else None)
+        tokens = sample(self.module, 1, 1).expand(len(x), 1)
+        with self._unseen(), returning(outputs):
+            logits = self.logits(tokens)
+        return logits.reshape(*resid.shape[:-1], -1)
+
+    @torch.no_grad()
+    def record(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None = None
+    ) -> Record:
+        """What every block returns in a pass over these tokens, to resume from."""
+        outputs: dict[nn.Module, Any] = {}
+        handles = []
+        try:
+            for block in self.blocks:
+                handles.append(block.register_forward_hook(lambda m, _args, out: outputs.update({m: out})))
+            self.logits(tokens, mask)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Record((tokens.shape[0], tokens.shape[1]), tuple(outputs[block] for block in self.blocks))
+
+    @contextmanager
+    def resuming(self, record: Record, *, block: int, repeat: int = 1) -> Iterator[None]:
+        """While open, a pass starts at a block: the blocks before it return what `record` holds.
+
+        A pass is then given the recorded tokens, `repeat` times over (`tokens.repeat(repeat, 1)`), and the
+        recorded rows are repeated likewise. Sites inside the skipped blocks are not reached, `resid` sites
+        of the skipped blocks are. Where `model.resumes` is False this gives wrong results.
+        """
+        outputs = {
+            module: _constant(map_tensors(lambda x: repeated(x, repeat), record.outputs[i]))
+            for i, module in enumerate(self.blocks[:block])
+        }
+        with returning(outputs):
+            yield
+
+    @torch.no_grad()
+    def generate(self, tokens: Int[Tensor, "batch pos"], **kwargs: Any) -> Int[Tensor, "batch longer"]:
+        """Tokens and their continuation; keyword arguments are those of the module's own `generate`."""
+        if not hasattr(self.module, "generate"):
+            raise TypeError(f"{type(self.module).__name__} has no method `generate`.")
+        return self.module.generate(tokens.to(self.device), **kwargs)  # type: ignore[operator]
+
+    # What a model can do, tried out once on a few tokens
+
+    @cached_property
+    def resumes(self) -> bool:
+        """Whether passes may be resumed: whether blocks hear of earlier ones only through what those return."""
+        tokens = sample(self.module)
+        try:
+            with self._unseen(), torch.no_grad():
+                whole = repeated(self.logits(tokens), 2)
+                record = self.record(tokens)
+                for block in sorted(
+                    {1, len(self.blocks) // 2, len(self.blocks) - 1} & set(range(len(self.blocks)))
+                ):
+                    with self.resuming(record, block=block, repeat=2):
+                        if not self._close(self.logits(repeated(tokens, 2)), whole):
+                            return False
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+            return False
+        return True
+
+    @cached_property
+    def pads(self) -> bool:
+        """Whether the results at tokens are the same with and without padding to their right."""
+        tokens = sample(self.module, 2, 5)
+        mask = torch.ones_like(tokens)
+        mask[:, 3:] = 0
+        with self._unseen(), torch.no_grad():
+            short = self.logits(tokens[:, :3])
+            told = arguments(self.module, attention_mask=mask)
+            out = self.module(tokens, **told)
+        return self._close((out if isinstance(out, Tensor) else _logits(out))[:, :3], short)
+
+    # nnsight
+
+    @cached_property
+    def nnsight(self) -> Any:
+        """The same module as an nnsight model, for free-form tracing and remote execution."""
+        from nnsight import NNsight, TransformersModel
+
+        if hasattr(self.module, "config"):
+            return TransformersModel(self.module, tokenizer=self.tokenizer)
+        return NNsight(self.module)
+
+    # Private
+
+    def _keep_shape(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if found := hidden_inputs(args, kwargs):
+            self._shape = (found[0].shape[0], found[0].shape[1])
+
+    def _entering(self, site: Site, visit: Visit, ndim: int):
+        def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+            if self._muted:
+                return None
+            x = hidden_inputs(args, kwargs, ndim)[0]
+            y = self._visited(site, visit, x)
+            return None if y is x else with_hidden_input(args, kwargs, y, ndim)
+
+        return hook
+
+    def _leaving(self, site: Site, visit: Visit, ndim: int):
+        def hook(_module: nn.Module, _args: tuple, out: Any):
+            x = hidden(out, ndim)
+            if self._muted or x is None:
+                return None
+            y = self._visited(site, visit, x)
+            return None if y is x else with_hidden(out, y, ndim)
+
+        return hook
+
+    def _visited(self, site: Site, visit: Visit, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return visit(site, x)
+        rows = x.view(*self._shape, -1)  # some modules are handed (batch*pos width)
+        y = visit(site, rows)
+        return x if y is rows else y.reshape(x.shape)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
+
+    def _passing(self, template: Any, x: Tensor | None) -> Callable[..., Any]:
+        """A block's forward that returns `x`, or what entered it, in the form that the block's output has."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return with_hidden(template, x if x is not None else hidden_inputs(args, kwargs)[0])
+
+        return forward
+
+    def _close(self, x: Tensor, y: Tensor) -> bool:
+        tolerance = torch.finfo(x.dtype).eps ** 0.5
+        return bool((x - y).abs().max() <= tolerance * y.abs().max())
+
+
+def _constant(value: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: value
+
+
+def _logits(out: Any) -> Tensor:
+    return out.logits if hasattr(out, "logits") else out[0]
+
+
+def _checked_logits(module: nn.Module, out: Any) -> None:
+    if not isinstance(out, Tensor | tuple) and not hasattr(out, "logits"):
+        raise ValueError(
+            f"{type(module).__name__} returns no logits but {type(out).__name__}; "
+            "load the model with its language-modelling head."
+        )
+
+
+def _ranges(names: Iterable[str]) -> str:
+    """`embed, mlp.0 to mlp.5` for a list of site names."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(name.partition(".")[0], []).append(name)
+    return ", ".join(" to ".join([n[0], n[-1]] if len(n) > 1 else n) for n in stems.values())
