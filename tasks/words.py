@@ -18,3 +18,11 @@ TRANSITIVES = (  # singular, plural
     ("likes", "like"), ("sees", "see"), ("knows", "know"), ("loves", "love"), ("helps", "help"),
     ("hates", "hate"), ("follows", "follow"), ("calls", "call"), ("finds", "find"), ("watches", "watch"),
 )  # fmt: skip
+GIRLS = ("Lily", "Lucy", "Mia", "Sue", "Sara", "Amy", "Ella", "Anna", "Mary", "Jane", "Kate", "Emma")
+BOYS = ("Tim", "Tom", "Ben", "Max", "Bob", "Leo", "Jack", "John", "Sam", "Mark", "Paul", "Joe")
+PLACES = ("store", "park", "school", "beach", "office", "garden", "station", "library")
+GIFTS = ("drink", "ball", "book", "ring", "letter", "basket", "bottle", "key")
+SPANS = (
+    "war", "siege", "reign", "trial", "voyage", "journey", "dynasty", "empire", "famine", "drought",
+    "conflict", "project", "debate", "tour", "truce", "plague", "treaty", "revolt", "campaign", "strike",
+)  # fmt: skip
