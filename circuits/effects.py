@@ -1,0 +1,267 @@
+"""What moves between clean and patch, and how much it moves the metric.
+
+Decoders are affine, so nothing here differentiates through a dictionary of a plain site: the gradient `G` of
+the metric with respect to the site's tensor says it all. The effect of a feature is its change times `G` times
+its decoder row, and only features that change have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interventions.acts import Acts
+from interventions.model import Model
+from interventions.sites import Site
+from interventions.splice import Splice, splicing
+from tasks import Batch
+
+from .ragged import padded
+
+Metric = Callable[[Tensor, Batch], Tensor]  # (batch pos vocab), batch -> (batch)
+
+
+@dataclass(frozen=True)
+class SiteEffects:
+    """The nodes of one site in one batch. Features are listed where clean and patch differ."""
+
+    gradient: Float[Tensor, "batch pos d_model"]  # of the metric, with respect to the site's tensor
+    token: Int[Tensor, " n"]  # batch * n_pos + pos, ascending
+    feature: Int[Tensor, " n"]
+    delta: Float[Tensor, " n"]  # patch - clean
+    effect: Float[Tensor, " n"]
+    error_delta: Float[Tensor, "batch pos d_model"]
+    error_effect: Float[Tensor, "batch pos"]
+    n_features: int
+
+    def dense(self) -> Float[Tensor, "batch pos node"]:
+        """Every node's effect; the last node is the error. Meant for small dictionaries."""
+        batch, pos = self.error_effect.shape
+        effects = self.effect.new_zeros(batch * pos, self.n_features + 1)
+        effects[self.token, self.feature] = self.effect
+        effects[:, -1] = self.error_effect.reshape(-1)
+        return effects.view(batch, pos, -1)
+
+    def only(self, chosen: Tensor) -> SiteEffects:
+        """The listed features for which the mask `chosen` holds."""
+        listed = ("token", "feature", "delta", "effect")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in listed})
+
+
+@dataclass(frozen=True)
+class Effects(Mapping[str, SiteEffects]):
+    """The effects of all nodes of one batch, by site name, and the metric at both ends."""
+
+    sites: dict[str, SiteEffects]
+    clean: Float[Tensor, " batch"]
+    patch: Float[Tensor, " batch"] | None
+
+    def __getitem__(self, site: str) -> SiteEffects:
+        return self.sites[str(site)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the nodes of one site move from clean to patch."""
+
+    left: Float[Tensor, "batch pos d_model"]  # what flows on at the clean point; part of its autograd graph
+    token: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    delta: Float[Tensor, " n"]
+    error_delta: Float[Tensor, "batch pos d_model"]
+    total: Float[Tensor, "batch pos d_model"]  # of the whole site: decoded features and error
+
+    def effects(self, splice: Splice, gradient: Float[Tensor, "batch pos d_model"]) -> SiteEffects:
+        """The effects of the site's nodes, given the gradient of the metric at the site."""
+        slope = readouts(splice, gradient.flatten(0, 1), self.token, self.feature)
+        return SiteEffects(
+            gradient, self.token, self.feature, self.delta, self.delta * slope,
+            self.error_delta, (gradient * self.error_delta).sum(-1), splice.n_features,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The clean pass against the patched one. Gradients can be taken of `clean` with respect to `left`."""
+
+    sites: dict[Site, Change]
+    clean: Float[Tensor, " batch"]
+    patch: Float[Tensor, " batch"] | None
+
+    def gradients(self) -> dict[Site, Tensor]:
+        """The total gradient of the metric at every site, by one backward pass."""
+        return _gradients(self.clean, {site: change.left for site, change in self.sites.items()})
+
+    def effects(self, bound: Mapping[Site, Splice], gradients: Mapping[Site, Tensor]) -> Effects:
+        """The effects of all nodes, given the gradients of the metric at their sites.
+
+        Raises:
+            ValueError: gradients that are not finite; the first site is named.
+        """
+        check_finite("gradient of the metric", gradients)
+        with torch.no_grad():
+            sites = {s.name: change.effects(bound[s], gradients[s]) for s, change in self.sites.items()}
+        patch = None if self.patch is None else self.patch.detach()
+        return Effects(sites, self.clean.detach(), patch)
+
+
+def changes(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    bound: Mapping[Site, Splice],
+    reference: Mapping[str, Acts] | None = None,
+) -> Changes:
+    """What moves between the clean and the patched pass, by two forward passes.
+
+    Unpaired batches move to `reference`, or to zero. Under `torch.enable_grad` the clean metric keeps its graph:
+    gradients pass straight through plain sites, and cross a transcoder through its prediction alone.
+
+    Raises:
+        ValueError: prompts of different lengths; activations or a metric that are not finite.
+    """
+    patch = None
+    if batch.patch is None:
+        targets = {site: _fixed_target(model, splice, reference) for site, splice in bound.items()}
+    else:
+        if batch.patch.shape != batch.clean.shape:
+            raise ValueError(
+                f"Clean and patched prompts differ in length: {tuple(batch.clean.shape)} against "
+                f"{tuple(batch.patch.shape)} (batch, tokens)."
+            )
+        targets, patch = _patched_targets(model, batch, metric, bound)
+    found: dict[Site, Change] = {}
+
+    def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+        left = _differentiable(splice, entered, left)
+        with torch.no_grad():
+            found[splice.site] = targets[splice.site].change(splice, entered, left)
+        return left.clone()  # a model that works in place must not touch what we differentiate by
+
+    with splicing(model, bound, rewrite):
+        clean = metric(model.logits(batch.clean), batch)
+    check_finite("activation", {site: change.left for site, change in found.items()})
+    check_finite("metric", {"the output": clean})
+    return Changes(found, clean, patch)
+
+
+def gradients(
+    model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice]
+) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
+    """The total gradient of the metric at every site on the clean prompts: one forward and one backward pass."""
+    left: dict[Site, Tensor] = {}
+
+    def rewrite(splice: Splice, entered: Tensor, x: Tensor) -> Tensor:
+        left[splice.site] = _differentiable(splice, entered, x)
+        return left[splice.site].clone()
+
+    with splicing(model, bound, rewrite):
+        return _gradients(metric(model.logits(batch.clean), batch), left)
+
+
+def _gradients(metric: Tensor, left: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    found = torch.autograd.grad(metric.sum(), list(left.values()), materialize_grads=True)
+    return dict(zip(left, found, strict=True))
+
+
+def _differentiable(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+    """What the model computed, with the gradient that the splice gives it."""
+    if splice.transcodes:
+        through = splice.prediction(splice.dictionary.encode(entered), entered)
+        left = left.detach() + (through - through.detach())
+    if torch.is_grad_enabled() and not left.requires_grad:
+        left = left.detach().requires_grad_()
+    return left
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the nodes of a site move to."""
+
+    features: Callable[[Tensor], Tensor]  # clean features (batch pos feature) -> how far they move
+    error: Tensor
+    flow: Tensor  # decoded features plus error
+
+    def change(self, splice: Splice, entered: Tensor, left: Tensor) -> Change:
+        acts = splice.acts(entered, left)
+        skip = splice.skip(entered)
+        flow = left if skip is None else left - skip
+        delta = self.features(acts.features).flatten(0, 1)
+        token, feature = delta.nonzero(as_tuple=True)
+        error = self.error - acts.error
+        return Change(left, token, feature, delta[token, feature], error, self.flow - flow)
+
+
+def _fixed_target(model: Model, splice: Splice, reference: Mapping[str, Acts] | None) -> _Target:
+    if reference is None:
+        zero = torch.zeros((), device=model.device, dtype=model.dtype)
+        nothing = splice.dictionary.decode(zero.expand(1, splice.n_features))[0]
+        return _Target(torch.neg, zero, nothing)
+    if splice.site.name not in reference:
+        raise ValueError(
+            f"The reference has no activations for {splice.site}; it has {', '.join(reference)}."
+        )
+    acts = reference[splice.site.name]
+    flow = splice.dictionary.decode(acts.features) + acts.error
+    return _Target(lambda features: acts.features - features, acts.error, flow)
+
+
+@torch.no_grad()
+def _patched_targets(
+    model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice]
+) -> tuple[dict[Site, _Target], Tensor]:
+    targets: dict[Site, _Target] = {}
+
+    def keep(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+        acts = splice.acts(entered, left)
+        skip = splice.skip(entered)
+        flat = acts.features.flatten(0, 1)
+        token, feature = flat.nonzero(as_tuple=True)
+        value = flat[token, feature]
+
+        def change(features: Tensor) -> Tensor:
+            delta = -features
+            delta.flatten(0, 1)[token, feature] += value
+            return delta
+
+        targets[splice.site] = _Target(change, acts.error, left.clone() if skip is None else left - skip)
+        return left
+
+    with splicing(model, bound, keep):
+        patch = metric(model.logits(batch.patch), batch)
+    check_finite("activation", {site: target.flow for site, target in targets.items()})
+    return targets, patch
+
+
+def check_finite(what: str, tensors: Mapping[Site, Tensor] | Mapping[str, Tensor]) -> None:
+    """Raises a ValueError that names the first place where a tensor is not finite."""
+    finite = torch.stack([torch.isfinite(x).all() for x in tensors.values()])
+    for where, ok in zip(tensors, finite.tolist(), strict=True):
+        if not ok:
+            raise ValueError(
+                f"The {what} at {where} is not finite. Try dtype=torch.float32 and check the prompts."
+            )
+
+
+def readouts(
+    splice: Splice,
+    covector: Float[Tensor, "token d_model"],
+    token: Int[Tensor, " n"],
+    feature: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """The covector of each listed token times the decoder row of the feature listed with it."""
+    out = covector.new_zeros(len(token))
+    for some, entry, inside in padded(token, len(covector), covector.shape[-1]):
+        rows = splice.readout(covector[some, None], feature[entry])[:, 0]
+        out[entry[inside]] = rows[inside]
+    return out

@@ -1,0 +1,45 @@
+"""The part of a forward pass after a site."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.model import Model
+from interventions.sites import Site
+from tasks import Batch
+
+
+class Suffix:
+    """Runs the clean prompts with other values at a site, computing only the blocks from there on.
+
+    `copies` versions of the batch run as one: rows are the whole batch, again and again.
+    """
+
+    def __init__(self, model: Model, batch: Batch, *, copies: int):
+        self.model = model
+        self.copies = copies
+        self.batch = batch[torch.arange(len(batch)).repeat(copies)]
+        self._record = model.record(batch.clean) if model.resumes else None
+
+    def logits(
+        self, site: Site, values: Float[Tensor, "copies*batch pos d_model"]
+    ) -> Float[Tensor, "copies*batch pos vocab"]:
+        """The logits with `values` flowing on from `site`."""
+        resuming = nullcontext()
+        if self._record is not None:
+            resuming = self.model.resuming(self._record, block=_first(self.model, site), repeat=self.copies)
+        with resuming, self.model.visiting([site], lambda _site, _x: values):
+            return self.model.logits(self.batch.clean)
+
+
+def _first(model: Model, site: Site) -> int:
+    """The first block whose computation depends on what flows on from a site."""
+    blocks = model.layout.blocks + "."
+    if not site.path.startswith(blocks):
+        return 0 if site < model.site("resid.0") else len(model.blocks)
+    index, *inside = site.path.removeprefix(blocks).split(".")
+    return int(index) if inside or site.side == "in" else int(index) + 1

@@ -1,0 +1,354 @@
+"""How much of a node's effect runs through each later node, directly.
+
+For a kept node d of an example, the edge from an earlier node u is
+
+    (dm/dd) * (dd/du with every other site held) * (u_patch - u_clean),
+
+summed over positions unless nodes are kept per position, and averaged over examples (Marks et al. 2024, 2.3).
+One *cut* pass, in which gradients stop at every site, serves all of them:
+
+- which sites are joined is read off autograd: a backward pass from one site reaches the sites it reads directly;
+- a target enters as its *covector* in activation space, the encoder row times dm/dd, so that no tensor of the
+  dictionary's size is differentiated;
+- examples do not touch each other, and where the path between two sites does not mix positions (found by
+  probing it), positions neither: one backward *slot* carries a target of every example, or of every token;
+- a source leaves as a dot product with its decoder row, for those nodes only that differ from clean to patch.
+
+All of it is the chain rule; nothing is approximated. For every node, its edges to all others add up to its
+effect where that is its change times its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from interventions.model import Model
+from interventions.sites import Site
+from interventions.splice import Dictionaries, Splice, splices, splicing
+from tasks import Batch
+
+from .effects import Effects, Metric, SiteEffects, readouts
+from .ragged import padded
+
+OUTPUT = "output"
+_SLOT_BUDGET = 2**22  # elements of one batch of cotangents
+
+Pair = tuple[str, str]  # upstream, downstream
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The nodes of one site that take part, each with a row of its own."""
+
+    row: Int[
+        Tensor, "pos node"
+    ]  # -1 where a node is left out; one line for all positions where these are summed
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "*pos node"]) -> Kept:
+        lines = mask[None] if mask.ndim == 1 else mask
+        row = torch.full(lines.shape, -1, device=mask.device)
+        row[lines] = torch.arange(int(lines.sum()), device=mask.device)
+        return cls(row)
+
+    def __len__(self) -> int:
+        return int(self.row.max()) + 1
+
+    def at(self, pos: Int[Tensor, " n"], node: Int[Tensor, " n"] | int) -> Int[Tensor, " n"]:
+        """Rows of nodes, or -1."""
+        return self.row[pos if len(self.row) > 1 else torch.zeros_like(pos), node]
+
+    def lines(self, n_pos: int) -> Int[Tensor, "pos node"]:
+        if len(self.row) not in (1, n_pos):
+            raise ValueError(
+                f"Nodes are kept for {len(self.row)} positions, but the prompts have {n_pos} tokens."
+            )
+        return self.row.expand(n_pos, -1)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The kept nodes of one site that change, in one batch."""
+
+    splice: Splice
+    n_rows: int
+    token: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    column: Int[Tensor, " n"]
+    delta: Float[Tensor, " n"]
+    error_column: Int[Tensor, " token"]  # -1 where the error is not kept
+    error_delta: Float[Tensor, "token d_model"]
+
+    @classmethod
+    def of(cls, splice: Splice, effects: SiteEffects, kept: Kept, pos: Int[Tensor, " token"]) -> _Source:
+        column = kept.at(pos[effects.token], effects.feature)
+        chosen = column >= 0
+        return cls(
+            splice, len(kept), effects.token[chosen], effects.feature[chosen], column[chosen],
+            effects.delta[chosen], kept.at(pos, splice.n_features), effects.error_delta.flatten(0, 1),
+        )  # fmt: skip
+
+    def scores(
+        self, covector: Float[Tensor, "token slot d_model"]
+    ) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, "t m"], Float[Tensor, "t slot m"]]]:
+        """Tokens, columns of their sources (-1 for none), and each covector times each source."""
+        n_tokens, n_slots, width = covector.shape
+        for some, entry, inside in padded(self.token, n_tokens, max(width, n_slots)):
+            scores = self.splice.readout(covector[some], self.feature[entry]) * self.delta[entry][:, None]
+            yield some, torch.where(inside, self.column[entry], -1), scores
+        if bool((self.error_column >= 0).any()):
+            scores = torch.einsum("tsd,td->ts", covector, self.error_delta)[..., None]
+            yield torch.arange(n_tokens, device=covector.device), self.error_column[:, None], scores
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The kept nodes of one site that something can reach, in one batch: the last feature index is the error."""
+
+    token: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    row: Int[Tensor, " n"]
+    covectors: Callable[[Tensor], Float[Tensor, "m d_in"]]  # of some entries
+
+    @classmethod
+    def of(
+        cls, splice: Splice, read: Tensor, gradient: Tensor, kept: Kept, rows: range, pos: Tensor
+    ) -> _Targets:
+        x, slope = read.detach().flatten(0, 1), gradient.flatten(0, 1)
+        lines = kept.lines(read.shape[1])[pos]
+        wanted = (lines >= rows.start) & (lines < rows.stop)
+        wanted[:, :-1] &= splice.active(x)
+        if splice.transcodes:  # the error of a transcoder hangs on nothing that is differentiated
+            wanted[:, -1] = False
+        token, feature = wanted.nonzero(as_tuple=True)
+        error = _error_covectors(splice, x, slope) if bool(wanted[:, -1].any()) else None
+
+        def covectors(entries: Tensor) -> Tensor:
+            at, which = token[entries], feature[entries]
+            is_error = which == splice.n_features
+            out = x.new_zeros(len(entries), x.shape[-1])
+            plain = ~is_error
+            weight = readouts(splice, slope, at[plain], which[plain])
+            out[plain] = splice.encoder_rows(x[at[plain]], which[plain]) * weight[:, None]
+            if error is not None:
+                out[is_error] = error[at[is_error]]
+            return out
+
+        return cls(token, feature, lines[token, feature] - rows.start, covectors)
+
+
+def _error_covectors(splice: Splice, x: Tensor, slope: Tensor) -> Tensor:
+    """The gradient of `slope` times the error: every token's own."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        error = x - splice.dictionary.decode(splice.dictionary.encode(x))
+        return torch.autograd.grad(error, x, slope)[0]
+
+
+class Edges:
+    """Sums up direct effects over batches, for targets and sources among kept nodes.
+
+    `kept` maps a site to a mask over its nodes, of shape `(node)` or `(pos node)`; `targets` restricts the
+    downstream ends to a range of each site's kept nodes, so that a large circuit can be wired in parts. Memory is
+    the number of targets times the number of sources, for each pair of sites that are joined.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], targets: Mapping[str, range] | None = None):
+        self.kept = {site: Kept.of(mask) for site, mask in kept.items()}
+        self.targets = dict(targets or {site: range(len(k)) for site, k in self.kept.items()})
+        self.targets.setdefault(OUTPUT, range(1))
+        self.sums: dict[Pair, Tensor] = {}
+        self.squares: dict[Pair, Tensor] = {}
+        self.examples = 0
+
+    def add(
+        self, model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice], effects: Effects
+    ) -> None:
+        """Adds the edges of one batch, whose nodes have these effects."""
+        cut = _CutPass.of(model, batch, metric, bound)
+        n_batch, n_pos = batch.clean.shape
+        example = torch.arange(n_batch, device=model.device).repeat_interleave(n_pos)
+        pos = torch.arange(n_pos, device=model.device).repeat(n_batch)
+        sources = {
+            site: _Source.of(splice, effects[site.name], self.kept[site.name], pos)
+            for site, splice in bound.items()
+            if len(self.kept[site.name])
+        }
+        for site, splice in bound.items():
+            rows, read = self.targets[site.name], cut.reads[splice.read]
+            if not rows or not read.requires_grad:
+                continue
+            kept = self.kept[site.name]
+            targets = _Targets.of(splice, read, effects[site.name].gradient, kept, rows, pos)
+            found = _Blocks(n_batch, len(rows))
+            upstream = [up for up in sources if up < site]
+            leaves = [cut.leaves[up] for up in upstream]
+            for cotangent, row in _slots(targets, read, leaves, example):
+                for up, covector in zip(upstream, _pulled(read, leaves, cotangent), strict=True):
+                    if covector is not None:
+                        found.add(sources[up], covector.flatten(1, 2).transpose(0, 1), row, example)
+            self._sum(found, site.name)
+        if self.targets[OUTPUT]:
+            found = _Blocks(n_batch, 1)
+            leaves = [cut.leaves[up] for up in sources]
+            reached = torch.autograd.grad(cut.metric.sum(), leaves, allow_unused=True)
+            for source, covector in zip(sources.values(), reached, strict=True):
+                if covector is not None:
+                    row = torch.zeros_like(example)[:, None]
+                    found.add(source, covector.flatten(0, 1)[:, None], row, example)
+            self._sum(found, OUTPUT)
+        self.examples += n_batch
+
+    def _sum(self, found: _Blocks, site: str) -> None:
+        for up, block in found.blocks.items():
+            pair = (up, site)
+            for total, value in ((self.sums, block.sum(0)), (self.squares, block.square().sum(0))):
+                value = value.cpu().double()
+                total[pair] = total[pair] + value if pair in total else value
+
+    def __iter__(self) -> Iterator[tuple[Pair, Tensor, Tensor, Tensor, Tensor]]:
+        """For each joined pair: target rows, source rows, mean over examples, and its standard error."""
+        n = self.examples
+        for pair, total in self.sums.items():
+            down, up = total.nonzero(as_tuple=True)
+            mean = total[down, up] / n
+            spread = (self.squares[pair][down, up] / n - mean.square()).clamp(min=0)
+            error = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(mean, torch.nan)
+            yield pair, down + self.targets[pair[1]].start, up, mean, error
+
+
+def edges(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    dictionaries: Dictionaries,
+    effects: Effects,
+    kept: Mapping[str, Bool[Tensor, "*pos node"]],
+) -> dict[Pair, Float[Tensor, "*down *up"]]:
+    """Direct effects between kept nodes, as one sparse matrix (down, up) for each pair of sites that are joined.
+
+    Both ends are indexed as in `kept`: `(node node)`, or `(pos node pos node)` where nodes are kept per position;
+    the last node of a site is its error. The metric is a site of one node, named `output`. Averaged over examples.
+    """
+    wires = Edges(kept)
+    wires.add(model, batch, metric, splices(model, dictionaries), effects)
+    places = {site: kept[site].nonzero().T.cpu() for site in kept} | {OUTPUT: torch.zeros(1, 1).long()}
+    shapes = {site: mask.shape for site, mask in kept.items()} | {OUTPUT: (1,)}
+    found = {}
+    for (up, down), target, source, mean, _ in wires:
+        index = torch.cat([places[down][:, target], places[up][:, source]])
+        found[up, down] = torch.sparse_coo_tensor(
+            index, mean, (*shapes[down], *shapes[up]), check_invariants=True
+        ).coalesce()
+    return found
+
+
+@dataclass(frozen=True)
+class _CutPass:
+    """A pass on the clean prompts whose gradients stop at every site."""
+
+    reads: dict[Site, Tensor]  # what the dictionaries read
+    leaves: dict[Site, Tensor]  # what flows on from their sites
+    metric: Float[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice]) -> _CutPass:
+        reads: dict[Site, Tensor] = {}
+        leaves: dict[Site, Tensor] = {}
+
+        def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+            reads[splice.read] = entered
+            leaves[splice.site] = left.detach().requires_grad_()
+            skip = splice.skip(entered)
+            return leaves[splice.site] + (0 if skip is None else skip - skip.detach())
+
+        # Fused attention has no rule for batched gradients; plain products and softmax do.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), splicing(model, bound, rewrite):
+            value = metric(model.logits(batch.clean), batch)
+        return cls(reads, leaves, value)
+
+
+def _pulled(
+    read: Tensor, leaves: Sequence[Tensor], cotangent: Float[Tensor, "slot batch pos d_in"]
+) -> Sequence[Float[Tensor, "slot batch pos d_model"] | None]:
+    return torch.autograd.grad(
+        read, leaves, cotangent, is_grads_batched=True, retain_graph=True, allow_unused=True
+    )
+
+
+def _slots(
+    targets: _Targets, read: Tensor, leaves: Sequence[Tensor], example: Int[Tensor, " token"]
+) -> Iterator[tuple[Float[Tensor, "slot batch pos d_in"], Int[Tensor, "token slot"]]]:
+    """Packs targets into cotangents. Yields these, and which target a slot carries at a token (-1 for none)."""
+    if not len(targets.token) or not leaves:
+        return
+    local = not _mixes_positions(read, leaves)
+    owner = targets.token if local else example[targets.token]
+    slot = _rank(owner, targets.row)
+    n_tokens, width = len(example), read.shape[-1]
+    at_once = max(1, _SLOT_BUDGET // read.numel())
+    for start in range(0, int(slot.max()) + 1, at_once):
+        some = ((slot >= start) & (slot < start + at_once)).nonzero()[:, 0]
+        here = slot[some] - start
+        n_slots = int(here.max()) + 1
+        cotangent = read.new_zeros(n_slots, n_tokens, width)
+        cotangent[here, targets.token[some]] = targets.covectors(some)
+        row = torch.full((n_tokens if local else int(example[-1]) + 1, n_slots), -1, device=read.device)
+        row[owner[some], here] = targets.row[some]
+        yield cotangent.view(n_slots, *read.shape), row if local else row[example]
+
+
+def _rank(owner: Int[Tensor, " n"], row: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Numbers the distinct rows of each owner from 0."""
+    key, inverse = torch.stack([owner, row]).unique(dim=1, return_inverse=True)
+    first = torch.searchsorted(key[0].contiguous(), key[0].contiguous())
+    return (torch.arange(key.shape[1], device=owner.device) - first)[inverse]
+
+
+def _mixes_positions(read: Float[Tensor, "batch pos d_in"], leaves: Sequence[Tensor]) -> bool:
+    """Whether `read` at one position hangs on a leaf at another.
+
+    Random cotangents at the positions whose number has a given bit set (or not set) must leave no gradient
+    elsewhere; any two positions differ in some bit.
+    """
+    n_pos = read.shape[1]
+    at = torch.arange(n_pos, device=read.device)
+    bits = [(at >> k) & 1 == value for k in range((n_pos - 1).bit_length()) for value in (0, 1)]
+    if not bits:
+        return False
+    inside = torch.stack(bits)[:, None, :, None]
+    noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read)
+    pulled = _pulled(read, leaves, inside * noise)
+    return any(bool((g * ~inside).any()) for g in pulled if g is not None)
+
+
+class _Blocks:
+    """Per-example edges from each upstream site to one downstream site."""
+
+    def __init__(self, n_batch: int, n_rows: int):
+        self.shape = (n_batch, n_rows)
+        self.blocks: dict[str, Float[Tensor, "batch down up"]] = {}
+
+    def add(
+        self,
+        source: _Source,
+        covector: Float[Tensor, "token slot d_model"],
+        row: Int[Tensor, "token slot"],
+        example: Int[Tensor, " token"],
+    ) -> None:
+        n_batch, n_rows = self.shape
+        name = source.splice.site.name
+        if name not in self.blocks:
+            self.blocks[name] = covector.new_zeros(n_batch, n_rows, source.n_rows)
+        flat = self.blocks[name].view(-1)
+        for some, column, scores in source.scores(covector):
+            inside = (row[some] >= 0)[:, :, None] & (column >= 0)[:, None, :]
+            line = example[some][:, None] * n_rows + row[some]
+            index = line[:, :, None] * source.n_rows + column[:, None, :]
+            flat.index_add_(0, index[inside], scores[inside])

@@ -1,0 +1,223 @@
+"""Runs a model with dictionaries and interventions in its path.
+
+A splice writes a site's tensor as `decode(features) + error`, which changes nothing; then an intervention may
+change the features or the error. The same visit serves reading, ablation, steering and attribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .acts import Acts, Dictionary, Identity, Rows, Transcoder
+from .edits import Intervention
+from .model import Model
+from .sites import Site
+
+Dictionaries = Mapping[Site, Dictionary] | Mapping[str, Dictionary]
+
+
+@dataclass(frozen=True)
+class Splice:
+    """A dictionary bound to the site that it writes and to the one that it reads."""
+
+    site: Site
+    read: Site
+    dictionary: Dictionary
+    n_features: int
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether the dictionary predicts its site from another one."""
+        return self.read != self.site
+
+    def skip(self, x: Tensor) -> Tensor | None:
+        return self.dictionary.skip(x) if isinstance(self.dictionary, Transcoder) else None
+
+    def prediction(self, features: Tensor, x: Tensor) -> Tensor:
+        """What the dictionary says of its site: the decoded features, and the skip path from `x`."""
+        skip = self.skip(x)
+        decoded = self.dictionary.decode(features)
+        return decoded if skip is None else decoded + skip
+
+    def acts(self, entered: Tensor, left: Tensor) -> Acts:
+        """Features and error of what the model computed: it read `entered` and wrote `left`."""
+        features = self.dictionary.encode(entered)
+        return Acts(features, left - self.prediction(features, entered))
+
+    def active(self, x: Float[Tensor, "n d_in"]) -> Bool[Tensor, "n feature"]:
+        """Which features hang on their input at `x`: those that are not zero; of the neurons, all."""
+        if isinstance(self.dictionary, Identity):
+            return torch.ones_like(x, dtype=torch.bool)
+        return self.dictionary.encode(x) != 0
+
+    def encoder_rows(self, x: Float[Tensor, "n d_in"], feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+        """Row i is the gradient of `feature[i]` with respect to what the dictionary reads, at `x[i]`."""
+        if isinstance(self.dictionary, Rows):
+            return self.dictionary.encoder_rows(x, feature)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            values = self.dictionary.encode(x).gather(-1, feature[:, None])
+            return torch.autograd.grad(values.sum(), x)[0]
+
+    def readout(
+        self, covector: Float[Tensor, "token slot d_out"], feature: Int[Tensor, "token n"]
+    ) -> Float[Tensor, "token slot n"]:
+        """Each covector times the decoder rows of the features listed for its token."""
+        if isinstance(self.dictionary, Rows):
+            return self.dictionary.readout(covector, feature)
+        distinct, inverse = feature.unique(return_inverse=True)
+        one_hot = covector.new_zeros(len(distinct) + 1, self.n_features)
+        one_hot[torch.arange(len(distinct)), distinct] = 1
+        decoded = self.dictionary.decode(one_hot)
+        return torch.einsum("tsd,tnd->tsn", covector, (decoded[:-1] - decoded[-1])[inverse])
+
+
+@torch.no_grad()
+def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
+    """Binds dictionaries to the model's sites, in the order of the forward pass.
+
+    Raises:
+        KeyError: a site that the model does not have.
+        ValueError: a dictionary whose width is not its site's.
+    """
+    bound = {}
+    for key, dictionary in dictionaries.items():
+        site = model.site(key)
+        reads = dictionary.reads if isinstance(dictionary, Transcoder) else None
+        read = site if reads is None else model.site(reads)
+        if read > site:
+            raise ValueError(f"The dictionary at {site} reads {read}, which the model computes only later.")
+        bound[site] = Splice(site, read, dictionary, _checked_features(model, site, read, dictionary))
+    return dict(sorted(bound.items()))
+
+
+def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictionary) -> int:
+    d_in, d_out = getattr(dictionary, "d_in", read.width), getattr(dictionary, "d_out", site.width)
+    if d_in == read.width and d_out == site.width:
+        features = dictionary.encode(torch.zeros(1, read.width, device=model.device, dtype=model.dtype))
+        d_out = dictionary.decode(features).shape[-1]
+        if d_out == site.width:
+            return features.shape[-1]
+    where = (
+        f"{site} has width {site.width}"
+        if read == site
+        else (f"{read} has width {read.width} and {site} has width {site.width}")
+    )
+    raise ValueError(f"The dictionary at {site} maps width {d_in} to width {d_out}, but {where}.")
+
+
+Rewrite = Callable[[Splice, Tensor, Tensor], Tensor]  # splice, what entered, what left -> what flows on
+
+
+@contextmanager
+def splicing(model: Model, bound: Mapping[Site, Splice], rewrite: Rewrite) -> Iterator[None]:
+    """While open, every forward pass hands each splice what it reads and what its site holds.
+
+    A dictionary that reads a site which another dictionary writes is given what flows on from there.
+    """
+    reads = {splice.read for splice in bound.values()}
+    entered: dict[Site, Tensor] = {}
+
+    def visit(site: Site, x: Tensor) -> Tensor:
+        if site in bound:
+            splice = bound[site]
+            x = rewrite(splice, entered[splice.read] if splice.transcodes else x, x)
+        if site in reads:
+            entered[site] = x
+        return x
+
+    with model.visiting(sorted(reads | set(bound)), visit):
+        yield
+
+
+def _changed(site: Site, acts: Acts, interventions: Sequence[Intervention]) -> Acts:
+    for intervention in interventions:
+        if site.name in intervention.sites:
+            acts = intervention(site.name, acts)
+    return acts
+
+
+def _with_neurons(
+    model: Model, dictionaries: Dictionaries, interventions: Sequence[Intervention]
+) -> dict[Site, Dictionary]:
+    """The dictionaries, and the neurons wherever an intervention changes a site that has none."""
+    given = {model.site(site): dictionary for site, dictionary in dictionaries.items()}
+    changed = {model.site(site) for intervention in interventions for site in intervention.sites}
+    return {site: Identity() for site in changed} | given
+
+
+@dataclass(frozen=True)
+class Run:
+    """One spliced forward pass, its autograd graph still attached. Keys are site names."""
+
+    logits: Float[Tensor, "batch pos vocab"]
+    computed: dict[str, Acts]  # what the model produced at each site
+    used: dict[str, Acts]  # the leaves that were fed onwards in their place
+
+
+def run(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    dictionaries: Dictionaries,
+    interventions: Sequence[Intervention] = (),
+    *,
+    cut: bool = False,
+    mask: Int[Tensor, "batch pos"] | None = None,
+) -> Run:
+    """The forward pass of `model` with every site of `dictionaries` written as features plus error.
+
+    With `cut=False` gradients pass straight through every site, as if nothing were spliced in; the gradient
+    at a leaf is then the total effect of that feature on the logits. With `cut=True` they stop at every site;
+    the gradient between two sites is then the direct effect of one on the other, by whatever path the
+    architecture has for it. Gradients cross a transcoder only through its features (and its skip path).
+    """
+    computed: dict[str, Acts] = {}
+    used: dict[str, Acts] = {}
+
+    def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+        features = splice.dictionary.encode(entered)
+        prediction = splice.prediction(features, entered)
+        error = left - prediction
+        through = left
+        if splice.transcodes:
+            error, through = error.detach(), prediction
+        made = Acts(features, error)
+        acts = _changed(splice.site, made, interventions).as_leaves()
+        computed[splice.site.name], used[splice.site.name] = made, acts
+        out = splice.dictionary.decode(acts.features) + acts.error
+        skip = splice.skip(entered)
+        if skip is not None:
+            out = out + (skip if cut else skip.detach())
+        return out if cut else out + (through - through.detach())
+
+    bound = splices(model, _with_neurons(model, dictionaries, interventions))
+    with torch.enable_grad(), splicing(model, bound, rewrite):
+        logits = model.logits(tokens, mask)
+    return Run(logits, computed, used)
+
+
+@contextmanager
+def applied(
+    model: Model, *interventions: Intervention, dictionaries: Dictionaries | None = None
+) -> Iterator[Model]:
+    """While open, every pass of `model`, generation too, is changed by `interventions`.
+
+    The error of a dictionary is taken from the unchanged activations and kept. Sites without a dictionary are
+    changed in the neuron basis. Gradients flow through the changed activations.
+    """
+    changed = {str(site) for intervention in interventions for site in intervention.sites}
+    every = _with_neurons(model, dictionaries or {}, interventions)
+    bound = splices(model, {site: d for site, d in every.items() if site.name in changed})
+
+    def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+        acts = _changed(splice.site, splice.acts(entered, left), interventions)
+        return splice.prediction(acts.features, entered) + acts.error
+
+    with splicing(model, bound, rewrite):
+        yield model

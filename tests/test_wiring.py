@@ -1,0 +1,93 @@
+import pytest
+import torch
+from families import FAMILIES
+from oracles import autoencoders, batch, slow_edges, tiny, tolerance, total_gradients, transcoders, writers
+
+from circuits.attribution import attribution_patching
+from circuits.wiring import OUTPUT, edges
+from interventions.acts import Identity
+from tasks import LogitDifference
+
+metric = LogitDifference()
+KINDS = {"autoencoders": autoencoders, "transcoders": transcoders}
+
+
+def everything(model, dictionaries, n_pos=None):
+    widths = {}
+    for name, d in dictionaries.items():
+        read = model.site(getattr(d, "reads", None) or name)
+        widths[name] = d.encode(torch.zeros(1, read.width, dtype=model.dtype)).shape[-1] + 1
+    shape = () if n_pos is None else (n_pos,)
+    return {name: torch.ones(*shape, width, dtype=torch.bool) for name, width in widths.items()}
+
+
+def assert_same_edges(found, slow, **tolerance):
+    for pair in found.keys() | slow.keys():
+        if pair not in found:
+            assert not slow[pair].any(), pair
+        elif pair not in slow:
+            assert not found[pair].to_dense().any(), pair
+        else:
+            torch.testing.assert_close(
+                found[pair].to_dense().reshape(slow[pair].shape), slow[pair], **tolerance
+            )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_edges_of_every_node_add_up_to_its_effect(family, kind):
+    model = tiny(family)
+    dictionaries = KINDS[kind](model)
+    if not dictionaries:
+        pytest.skip("no site for it")
+    effects = attribution_patching(model, batch(), metric, dictionaries)
+    found = edges(model, batch(), metric, dictionaries, effects, everything(model, dictionaries))
+    for up in dictionaries:
+        out = sum(matrix.to_dense().sum(0) for (u, _), matrix in found.items() if u == up)
+        torch.testing.assert_close(out, effects[up].dense().sum(1).mean(0), **tolerance(family))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "mamba"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("per_position", [False, True])
+def test_edges_are_those_of_one_backward_pass_for_each_node(family, kind, per_position):
+    model = tiny(family)
+    dictionaries = KINDS[kind](model, n_features=10)
+    if not dictionaries:
+        pytest.skip("no site for it")
+    prompts = batch(n=2, n_pos=4)
+    effects = attribution_patching(model, prompts, metric, dictionaries)
+    slow = slow_edges(
+        model, prompts, metric, dictionaries, *total_gradients(model, prompts, metric, dictionaries),
+        per_position=per_position,
+    )  # fmt: skip
+    kept = everything(model, dictionaries, 4 if per_position else None)
+    assert_same_edges(edges(model, prompts, metric, dictionaries, effects, kept), slow, **tolerance(family))
+
+
+def test_neurons_are_wired_like_any_dictionary():
+    model = tiny("llama")
+    dictionaries = {name: Identity() for name in writers(model)}
+    prompts = batch(n=2, n_pos=4)
+    effects = attribution_patching(model, prompts, metric, dictionaries)
+    slow = slow_edges(
+        model, prompts, metric, dictionaries, *total_gradients(model, prompts, metric, dictionaries)
+    )
+    assert_same_edges(
+        edges(model, prompts, metric, dictionaries, effects, everything(model, dictionaries)), slow
+    )
+
+
+def test_edges_among_chosen_nodes_are_a_part_of_all_edges():
+    model = tiny("gpt2")
+    dictionaries = autoencoders(model)
+    effects = attribution_patching(model, batch(), metric, dictionaries)
+    kept = everything(model, dictionaries)
+    whole = edges(model, batch(), metric, dictionaries, effects, kept)
+    torch.manual_seed(0)
+    some = {site: torch.rand(mask.shape) < 0.3 for site, mask in kept.items()}
+    part = edges(model, batch(), metric, dictionaries, effects, some)
+    some[OUTPUT] = torch.ones(1, dtype=torch.bool)
+    for (up, down), matrix in part.items():
+        inside = some[down][:, None] & some[up]
+        torch.testing.assert_close(matrix.to_dense(), whole[up, down].to_dense() * inside)
