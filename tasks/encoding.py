@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .batch import Tokenizer
@@ -42,7 +42,7 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, pairs: Iterable[Pair]) -> Encoder:
         """The encoder for these pairs; without texts among them it needs no tokenizer."""
-        text = next((pair.clean for pair in pairs if isinstance(pair.clean, str)), None)
+        text = next((p.clean for p in pairs if isinstance(p.clean, str) and p.clean), None)
         if text is None:
             return cls(tokenizer, ())
         if tokenizer is None:
@@ -54,17 +54,21 @@ class Encoder:
 
     def encoded(self, pair: Pair) -> Encoded:
         """The pair as token ids; raises `Unfit` where it does not have the form that a batch needs."""
-        if not pair.clean or (pair.patch is not None and not pair.patch) or not pair.answers:
+        prompts = [pair.clean] if pair.patch is None else [pair.clean, pair.patch]
+        if not all(prompts) or not pair.answers:
             raise Unfit("no prompt or no answer", repr(pair))
-        clean = self._ids(pair.clean)
-        patch = None if pair.patch is None else self._ids(pair.patch)
-        if patch is not None and len(clean) != len(patch):
-            sizes = f"{pair.clean!r} has {len(clean)} tokens and {pair.patch!r} {len(patch)}"
-            raise Unfit("clean and patch of different lengths", sizes)
-        answers, foils = self._next(pair, pair.answers), self._next(pair, pair.foils)
+        ids = {prompt: self._ids(prompt) for prompt in prompts}
+        if len({len(tokens) for tokens in ids.values()}) > 1:
+            sizes = " and ".join(f"{prompt!r} has {len(tokens)}" for prompt, tokens in ids.items())
+            raise Unfit("clean and patch have different numbers of tokens", sizes)
+        answers, foils = (
+            tuple(dict.fromkeys(self._next(ids, answer) for answer in given))
+            for given in (pair.answers, pair.foils)
+        )
         if common := set(answers) & set(foils):
             raise Unfit("a token is both answer and foil", f"{sorted(common)} after {pair.clean!r}")
-        return Encoded(clean, patch, answers, foils, pair.case)
+        patch = None if pair.patch is None else ids[pair.patch]
+        return Encoded(ids[pair.clean], patch, answers, foils, pair.case)
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, tuple):
@@ -72,23 +76,16 @@ class Encoder:
         assert self.tokenizer is not None
         return self.opening + tuple(self.tokenizer.encode(prompt, add_special_tokens=False))
 
-    def _next(self, pair: Pair, answers: Iterable[str | int]) -> tuple[int, ...]:
-        """The distinct tokens by which the answers continue the pair's prompts."""
-        prompts = [pair.clean] if pair.patch is None else [pair.clean, pair.patch]
-        return tuple({t: None for answer in answers for t in self._continuations(prompts, answer)})
-
-    def _continuations(self, prompts: list[Prompt], answer: str | int) -> set[int]:
+    def _next(self, ids: Mapping[Prompt, tuple[int, ...]], answer: str | int) -> int:
+        """The token by which the answer continues each of the prompts, whose ids are given."""
         if isinstance(answer, int):
-            return {answer}
+            return answer
         # An answer on its own can be cut otherwise than in its place (SentencePiece adds a space to it),
         # so its token is what the prompt grows by.
-        added = set()
-        for prompt in prompts:
-            assert isinstance(prompt, str)
-            before, after = self._ids(prompt), self._ids(prompt + answer)
-            if after[:-1] != before:
+        grown = {prompt: self._ids(f"{prompt}{answer}") for prompt in ids}
+        for prompt, tokens in grown.items():
+            if tokens[:-1] != ids[prompt]:
                 raise Unfit("an answer or foil does not add one token", f"{answer!r} after {prompt!r}")
-            added.add(after[-1])
-        if len(added) > 1:
-            raise Unfit("clean and patch go on by different tokens", f"{answer!r} after {prompts}")
-        return added
+        if len({tokens[-1] for tokens in grown.values()}) > 1:
+            raise Unfit("clean and patch go on by different tokens", f"{answer!r} after {list(grown)}")
+        return grown[next(iter(grown))][-1]

@@ -17,7 +17,8 @@ def choices(n: int, seed: int, *axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     [('a', 98), ('b', 94), ('b', 7)]
     """
     sizes = [len(axis) for axis in axes]
-    if not 0 < n <= (total := math.prod(sizes)):
+    total = math.prod(sizes)
+    if not 0 < n <= total:
         raise ValueError(f"There are {total} different pairs to choose from: cannot choose {n}.")
     chosen = []
     for number in random.Random(seed).sample(range(total), n):

@@ -36,7 +36,8 @@ def induction(
             f"Two sequences of at least 2 tokens, all different, are drawn; {len(tokens)} tokens "
             f"do not make two of {length}."
         )
-    if not 0 < n <= (total := math.perm(len(tokens), length)):
+    total = math.perm(len(tokens), length)
+    if not 0 < n <= total:
         raise ValueError(f"There are {total} different sequences to choose from: cannot choose {n}.")
     rng = random.Random(seed)
     pairs: dict[tuple[int, ...], Pair] = {}
