@@ -45,12 +45,10 @@ def _pretrained(source: str, dtype: torch.dtype | None) -> tuple[nn.Module, Any]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(source)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": source}
-    if path.suffix == ".gguf":
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    module = AutoModelForCausalLM.from_pretrained(**where, **({"dtype": dtype} if dtype else {}))
+    where, how = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (source, {})
+    module = AutoModelForCausalLM.from_pretrained(where, **how, **({"dtype": dtype} if dtype else {}))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(where, **how)
     except Exception:
         tokenizer = None
     return module, tokenizer

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -291,10 +289,13 @@ class Model:
 
     @cached_property
     def nnsight(self) -> Any:
-        """The same module as an nnsight model, for free-form tracing and remote execution."""
+        """The same module as an nnsight model, for free-form tracing and remote execution.
+
+        A `TransformersModel` where the module is of transformers and has a tokenizer, else an `NNsight`.
+        """
         from nnsight import NNsight, TransformersModel
 
-        if hasattr(self.module, "config"):
+        if hasattr(self.module, "config") and self.tokenizer is not None:
             return TransformersModel(self.module, tokenizer=self.tokenizer)
         return NNsight(self.module)
 

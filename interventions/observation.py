@@ -124,10 +124,15 @@ def arguments(module: nn.Module, **wanted: Any) -> dict[str, Any]:
     return {key: value for key, value in {"use_cache": False, **wanted}.items() if key in known}
 
 
+def text_config(module: nn.Module) -> Any:
+    """The config of the language model in a module; None where it has none."""
+    config: Any = getattr(module, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def sample(module: nn.Module, batch: int = 2, pos: int = 3) -> Tensor:
     """A few ordinary tokens (batch pos), none of them padding or the like."""
-    config = getattr(module, "config", None)
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config  # type: ignore[union-attr]
+    text = text_config(module)
     special = {getattr(text, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
     ids = [i for i in range(min(getattr(text, "vocab_size", 16), 32)) if i not in special]
     device = next((p.device for p in module.parameters()), None)

@@ -1,7 +1,7 @@
 """Where a language model keeps its parts, found by watching one tiny forward pass.
 
 No model is known by its name. The blocks are the one list of modules that runs once, layer by layer; a
-block's children are told apart by what they are called and what they hold (`ROLES`, `RECURRENT`); and
+block's children are told apart by what they are called and what they hold (`MIXERS`, `MLPS`, `RECURRENT`); and
 which tensor a sub-layer adds to the residual stream is read off the tensors of the pass: a norm that
 takes the sub-layer's very output is part of it, and a sub-layer that adds the residual itself is
 entered to find the projection before the sum.
@@ -10,29 +10,32 @@ entered to find the projection before the sum.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from .observation import Call, Observation
+from .observation import Call, Observation, text_config
 from .sites import Layout, Side, Site
 
-# What the children of a block are called. What "?" does is settled by what it holds.
-ROLES: Mapping[str, str] = dict.fromkeys(
-    """self_attn attn attention self_attention multi_head_attention rel_attn linear_attn mamba mlstm_layer
-    temporal_block time_mix conv short_conv mixer token_mixer""".split(),
-    "?",
-) | dict.fromkeys(
-    """mlp ffn ff feed_forward feedforward block_sparse_moe moe mlp_block channel_mix""".split(), "mlp"
-)
+# What the children of a block are called. Which of its two kinds a mixer is, is settled by what it holds.
+MIXERS = {
+    "self_attn", "attn", "attention", "self_attention", "multi_head_attention", "rel_attn", "linear_attn", "mamba",
+    "mlstm_layer", "temporal_block", "time_mix", "conv", "short_conv", "mixer", "token_mixer",
+}  # fmt: skip
+MLPS = {
+    "mlp", "ffn", "ff", "feed_forward", "feedforward", "block_sparse_moe", "moe", "mlp_block", "channel_mix",
+}  # fmt: skip
 # A module that holds one of these carries a state from token to token.
-RECURRENT = set(
-    """conv1d conv_1d q_conv1d conv A_log dt_bias time_decay rg_lru slope_rate receptance igate_preact""".split()
-)
-ATTENDS = set(
-    """q_proj qkv_proj query_key_value c_attn qkv query Wqkv q Wq q_attn q_a_proj self attention to_q""".split()
-)
+RECURRENT = {
+    "conv1d", "conv_1d", "q_conv1d", "conv", "A_log", "dt_bias", "time_decay", "rg_lru", "slope_rate",
+    "receptance", "igate_preact",
+}  # fmt: skip
+# A module that holds one of these attends from token to token.
+ATTENDING = {
+    "q_proj", "qkv_proj", "query_key_value", "c_attn", "qkv", "query", "Wqkv", "q", "Wq", "q_attn", "q_a_proj",
+    "self", "attention", "to_q",
+}  # fmt: skip
 # Sub-layers that have no module of their own: the first and the last of their projections.
 PAIRS = (("fc1", "fc2"), ("intermediate", "output"), ("linear1", "linear2"))
 
@@ -100,7 +103,7 @@ def _checked(module: nn.Module, path: str, role: str) -> str:
     return path
 
 
-def _name(module: nn.Module, wanted: nn.Module | None) -> str | None:
+def _name(module: nn.Module, wanted: object) -> str | None:
     return next((name for name, m in module.named_modules() if m is wanted), None)
 
 
@@ -113,9 +116,7 @@ def _embedding(module: nn.Module, seen: Observation) -> str | None:
 
 
 def _blocks(module: nn.Module, seen: Observation) -> tuple[str, nn.ModuleList] | None:
-    config = getattr(module, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layers = getattr(text, "num_hidden_layers", None)
+    layers = getattr(text_config(module), "num_hidden_layers", None)
 
     def rank(item: tuple[str, nn.ModuleList]) -> tuple[bool, int, int]:
         name, found = item
@@ -168,13 +169,14 @@ def _parts(block: nn.Module, seen: Observation) -> dict[str, str]:
 
 
 def _role(name: str, module: nn.Module) -> str | None:
-    role = ROLES.get(name)
-    if role != "?":
-        return role
+    if name in MLPS:
+        return "mlp"
+    if name not in MIXERS:
+        return None
     held = set(_held(module))
     if held & RECURRENT or name in RECURRENT:
         return "mixer"
-    return "attn" if held & ATTENDS or "att" in name else "mlp"
+    return "attn" if held & ATTENDING or "att" in name else "mlp"
 
 
 def _held(module: nn.Module) -> Iterator[str]:

@@ -51,7 +51,8 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, Mapping):
-        return type(value)({key: map_tensors(fn, x) for key, x in value.items()})  # type: ignore[call-arg]
+        kind: Any = type(value)
+        return kind({key: map_tensors(fn, x) for key, x in value.items()})
     if isinstance(value, tuple | list):
         return _like(value, [map_tensors(fn, x) for x in value])
     return value
