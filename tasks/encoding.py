@@ -61,6 +61,8 @@ class Encoder:
         if len({len(tokens) for tokens in ids.values()}) > 1:
             sizes = " and ".join(f"{prompt!r} has {len(tokens)}" for prompt, tokens in ids.items())
             raise Unfit("clean and patch have different numbers of tokens", sizes)
+        if len(prompts) > len(set(ids.values())):
+            raise Unfit("clean and patch are the same tokens", f"{pair.clean!r} and {pair.patch!r}")
         answers, foils = (
             tuple(dict.fromkeys(self._next(ids, answer) for answer in given))
             for given in (pair.answers, pair.foils)

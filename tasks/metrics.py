@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor
 from .batch import Batch
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A differentiable function of the logits, larger where the model does what the task asks."""
 

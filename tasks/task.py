@@ -48,9 +48,9 @@ class Task:
 
         Prompts get the special tokens with which the tokenizer opens a text, and no others. The prompts
         of a batch have the same length. Left out, with one warning that counts them, are pairs whose
-        clean and patch differ in length, whose answers or foils do not continue both prompts by exactly
-        one token, or share a token, or which lack a prompt or an answer; ValueError if that is all of
-        them. Pairs of token ids need no tokenizer.
+        clean and patch differ in length or not at all, whose answers or foils do not continue both
+        prompts by exactly one token, or share a token, or which lack a prompt or an answer; ValueError if
+        that is all of them. Pairs of token ids need no tokenizer.
         """
         if batch_size < 1:
             raise ValueError(f"A batch has at least 1 example, not {batch_size}.")

@@ -330,15 +330,17 @@ def test_pairs_that_do_not_fit_are_counted_in_one_warning():
             Pair("a", "ccc", ("x",)),
             Pair("a", "b", ("xy",)),
             Pair("a", "b", ("x",), ("x",)),
+            Pair("a", "a", ("x",)),
             Pair("", None, ("x",)),
             Pair("a", None, ()),
         )
     assert len(batch) == 1
     (message,) = (str(warning.message) for warning in caught)
-    assert message.startswith("letters: 6 of 7 pairs do not fit this tokenizer. ")
+    assert message.startswith("letters: 7 of 8 pairs do not fit this tokenizer. ")
     assert "2: clean and patch have different numbers of tokens, e.g. 'a' has 1 and 'bb' has 2" in message
     assert "1: an answer or foil does not add one token, e.g. 'xy' after 'a'" in message
     assert "1: a token is both answer and foil" in message
+    assert "1: clean and patch are the same tokens" in message
     assert "2: no prompt or no answer" in message
     assert caught[0].filename == __file__
 
