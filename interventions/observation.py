@@ -25,6 +25,7 @@ class Call:
     output: Tensor | None = None
     version: int = 0
     raw: Any = None
+    changed: frozenset[Side] = frozenset()  # sides whose tensor is written to in place later in the pass
 
     @property
     def width(self) -> int:
@@ -111,10 +112,16 @@ def observe(module: nn.Module, tokens: Tensor) -> Observation:
         for m in module.modules():
             handles.append(m.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(m.register_forward_hook(leave))
-        seen.output = module(tokens, **arguments(module))
+        with torch.inference_mode(False):
+            seen.output = module(tokens, **arguments(module))
     finally:
         for handle in handles:
             handle.remove()
+    for call in (c for calls in seen.calls.values() for c in calls):
+        late: list[Side] = ["out"] if call.output is not None and call.output._version != call.version else []
+        if call.inputs and call.inputs[0][0]._version != call.inputs[0][1]:
+            late.append("in")
+        call.changed = frozenset(late)
     return seen
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -24,7 +25,8 @@ MIXERS = {
     "mlstm_layer", "temporal_block", "time_mix", "conv", "short_conv", "mixer", "token_mixer",
 }  # fmt: skip
 MLPS = {
-    "mlp", "ffn", "ff", "feed_forward", "feedforward", "block_sparse_moe", "moe", "mlp_block", "channel_mix",
+    "mlp", "mlps", "ffn", "ff", "feed_forward", "feedforward", "block_sparse_moe", "moe", "mlp_block", "shared_mlp",
+    "channel_mix",
 }  # fmt: skip
 # A module that holds one of these carries a state from token to token.
 RECURRENT = {
@@ -57,7 +59,8 @@ def discover(module: nn.Module, seen: Observation) -> Layout:
         after = [
             (name, c) for name, m in module.named_modules() if (c := seen.once(m)) and c.entered > last.left
         ]
-        norm = next((name for name, c in after if c.takes(last) and c.width == last.width), None)
+        leaves = [(name, c) for name, c in after if not list(c.module.children())]
+        norm = next((name for name, c in leaves if c.takes(last) and c.width == last.width), None)
     if callable(find := getattr(module, "get_output_embeddings", None)):
         head = _name(module, find())
     same = all(p == parts[0] for p in parts)
@@ -118,15 +121,16 @@ def _embedding(module: nn.Module, seen: Observation) -> str | None:
 def _blocks(module: nn.Module, seen: Observation) -> tuple[str, nn.ModuleList] | None:
     layers = getattr(text_config(module), "num_hidden_layers", None)
 
+    def chained(found: nn.ModuleList) -> bool:
+        calls = [call for m in found if (call := seen.once(m)) and call.ndim("out")]
+        links = [after.takes(before) for before, after in pairwise(calls)]
+        return 0 < len(calls) == len(found) and (any(links) or not links)
+
     def rank(item: tuple[str, nn.ModuleList]) -> tuple[bool, int, int]:
         name, found = item
         return len(found) == layers, sum(p.numel() for p in found.parameters()), -len(name)
 
-    lists = [
-        (name, m)
-        for name, m in module.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) and all((c := seen.once(b)) and c.ndim("out") for b in m)
-    ]
+    lists = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.ModuleList) and chained(m)]
     return max(lists, key=rank, default=None)
 
 
@@ -146,11 +150,14 @@ def _parts(block: nn.Module, seen: Observation) -> dict[str, str]:
         prefix, holder = queue.pop(0)
         children = dict(holder.named_children())
         for name, child in children.items():
-            path, role = f"{prefix}{name}", _role(name, child)
+            path = f"{prefix}{name}"
+            called = prefix.split(".")[-2] if isinstance(holder, nn.ModuleList) else name
+            role = _role(called, child)
             if role and writes(child):
                 count[role] += 1
-                ends.setdefault(role if count[role] == 1 else name, (path, path))
-            elif not isinstance(child, nn.ModuleList):
+                stem = role if count[role] == 1 else name if called == name else f"{role}{count[role]}"
+                ends.setdefault(stem, (path, path))
+            elif not isinstance(child, nn.ModuleList) or _role(name, child):
                 queue.append((f"{path}.", child))
         for first, last in PAIRS:
             if "mlp" not in ends and first in children and last in children and writes(children[last]):
@@ -225,7 +232,7 @@ def _before_residual(module: nn.Module, call: Call, seen: Observation) -> Call |
                     and w.any()
                     and torch.allclose(total, w + entered)
                 ):
-                    return c
+                    return next(made for made in inner if made.same(c))  # dropouts hand on what they get
     return None
 
 
