@@ -18,10 +18,12 @@ from .loading import load
 from .observation import arguments, observe, sample
 from .sites import Layout, Side, Site
 from .skipping import Record, repeated, returning
-from .structure import discover, missing_layout, name_sites, place
+from .structure import discover, last_call, missing_layout, name_sites, place
 from .tensors import hidden, hidden_inputs, map_tensors, with_hidden, with_hidden_input
 
 Visit = Callable[[Site, Tensor], Tensor]
+# What a model's own code raises where it cannot do with less than the whole of its blocks.
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
 
 
 class Model:
@@ -51,6 +53,9 @@ class Model:
         except ValueError as error:
             raise ValueError(missing_layout(module, seen, str(error))) from None
         self.sites: Mapping[str, Site] = MappingProxyType(name_sites(module, self.layout, seen))
+        if set(self.sites) <= {"embed"}:
+            why = "no block hands on a tensor (batch pos width), as sites must"
+            raise ValueError(missing_layout(module, seen, why))
         self._templates = [call.raw if (call := seen.once(block)) else None for block in self.blocks]
         seen.forget()
         self._seen = seen
@@ -94,8 +99,8 @@ class Model:
     @property
     def width(self) -> int:
         """Size of the residual stream (`d_model`)."""
-        last = self._seen.once(self.blocks[-1])
-        return last.width if last else 0
+        last = last_call(self.blocks, self._seen)
+        return (last.width if last else 0) or self.sites["embed"].width
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -205,17 +210,15 @@ class Model:
         """Logits that the model would give if this were what its last block wrote.
 
         The model's own forward pass with its blocks skipped: final norm, head, soft cap and logit scale are
-        its own. Gradients flow; open visits see nothing of it.
+        its own. Gradients flow; open visits see nothing of it. Raises ValueError where the head reads
+        anything else than what the last block wrote.
         """
-        x = resid.reshape(-1, 1, resid.shape[-1])
-        outputs = {}
-        for block, template in zip(self.blocks, self._templates, strict=True):
-            last = block is self.blocks[-1]
-            outputs[block] = self._passing(template, x if last else None)
-        tokens = sample(self.module, 1, 1).expand(len(x), 1)
-        with self._unseen(), returning(outputs):
-            logits = self.logits(tokens)
-        return logits.reshape(*resid.shape[:-1], -1)
+        if not self._unembeds:
+            raise ValueError(
+                f"The head of {type(self.module).__name__} reads more than one tensor (batch pos width) from the "
+                "last block; there is no unembedding of it alone."
+            )
+        return self._unembed(resid)
 
     @torch.no_grad()
     def record(
@@ -231,7 +234,7 @@ class Model:
         finally:
             for handle in handles:
                 handle.remove()
-        return Record((tokens.shape[0], tokens.shape[1]), tuple(outputs[block] for block in self.blocks))
+        return Record((tokens.shape[0], tokens.shape[1]), tuple(outputs.get(block) for block in self.blocks))
 
     @contextmanager
     def resuming(self, record: Record, *, block: int, repeat: int = 1) -> Iterator[None]:
@@ -271,7 +274,7 @@ class Model:
                     with self.resuming(record, block=block, repeat=2):
                         if not self._close(self.logits(repeated(tokens, 2)), whole):
                             return False
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        except _FAILURES:
             return False
         return True
 
@@ -286,6 +289,17 @@ class Model:
             told = arguments(self.module, attention_mask=mask)
             out = self.module(tokens, **told)
         return self._close((out if isinstance(out, Tensor) else _logits(out))[:, :3], short)
+
+    @cached_property
+    def _unembeds(self) -> bool:
+        """Whether the head reads what the last block wrote, and nothing else."""
+        tokens = sample(self.module)
+        with self._unseen(), torch.no_grad():
+            resid = hidden(self.record(tokens).outputs[self._last])
+            try:
+                return resid is not None and self._close(self._unembed(resid), self.logits(tokens))
+            except _FAILURES:
+                return False
 
     # nnsight
 
@@ -341,6 +355,22 @@ class Model:
             yield
         finally:
             self._muted = before
+
+    @property
+    def _last(self) -> int:
+        """Index of the last block that runs."""
+        return max(i for i, template in enumerate(self._templates) if template is not None)
+
+    def _unembed(self, resid: Tensor) -> Tensor:
+        x = resid.reshape(-1, 1, resid.shape[-1])
+        outputs = {
+            block: self._passing(template, x if i == self._last else None)
+            for i, (block, template) in enumerate(zip(self.blocks, self._templates, strict=True))
+        }
+        tokens = sample(self.module, 1, 1).expand(len(x), 1)
+        with self._unseen(), returning(outputs):
+            logits = self.logits(tokens)
+        return logits.reshape(*resid.shape[:-1], -1)
 
     def _passing(self, template: Any, x: Tensor | None) -> Callable[..., Any]:
         """A block's forward that returns `x`, or what entered it, in the form that the block's output has."""

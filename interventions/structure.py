@@ -10,7 +10,7 @@ entered to find the projection before the sum.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import torch
@@ -48,14 +48,12 @@ def discover(module: nn.Module, seen: Observation) -> Layout:
     if embed is None:
         raise ValueError("no token embedding was found")
     if blocks is None:
-        raise ValueError(
-            "no list of layers was found that each run once and hand on a tensor (batch pos width)"
-        )
+        raise ValueError("no list of layers was found that run once each, one after the other")
     path, layers = blocks
-    parts = [_parts(layer, seen) for layer in layers]
+    entry = seen.once(module.get_submodule(embed))
+    parts = [_parts(layer, seen, entry.width if entry else 0) for layer in layers]
     norm = head = None
-    last = seen.once(layers[-1])
-    if last is not None:
+    if last := last_call(layers, seen):
         after = [
             (name, c) for name, m in module.named_modules() if (c := seen.once(m)) and c.entered > last.left
         ]
@@ -65,6 +63,12 @@ def discover(module: nn.Module, seen: Observation) -> Layout:
         head = _name(module, find())
     same = all(p == parts[0] for p in parts)
     return Layout(path, embed, norm, head, parts[0] if same else tuple(parts))
+
+
+def last_call(blocks: Iterable[nn.Module], seen: Observation) -> Call | None:
+    """The call of the last block that was called."""
+    calls = [call for block in blocks if (call := seen.once(block))]
+    return calls[-1] if calls else None
 
 
 def name_sites(module: nn.Module, layout: Layout, seen: Observation) -> dict[str, Site]:
@@ -119,29 +123,35 @@ def _embedding(module: nn.Module, seen: Observation) -> str | None:
 
 
 def _blocks(module: nn.Module, seen: Observation) -> tuple[str, nn.ModuleList] | None:
+    """The list of layers: each runs at most once, and takes what the one before returned."""
     layers = getattr(text_config(module), "num_hidden_layers", None)
+    ranked = []
+    for name, found in module.named_modules():
+        if not isinstance(found, nn.ModuleList) or any(len(seen.calls.get(id(m), ())) > 1 for m in found):
+            continue
+        calls = [
+            call for m in found if (call := seen.once(m))
+        ]  # cross-attention layers may have been left out
+        chained = any(after.takes(before) for before, after in pairwise(calls))
+        streams = len(found) == layers and not any(
+            call.ndim("out") for call in calls
+        )  # several, in one tensor
+        if chained or (calls and (streams or len(found) == 1)):
+            size = sum(p.numel() for p in found.parameters())
+            ranked.append(((chained, len(found) == layers, size), (name, found)))
+    return max(ranked, key=lambda item: item[0])[1] if ranked else None
 
-    def chained(found: nn.ModuleList) -> bool:
-        calls = [call for m in found if (call := seen.once(m)) and call.ndim("out")]
-        links = [after.takes(before) for before, after in pairwise(calls)]
-        return 0 < len(calls) == len(found) and (any(links) or not links)
 
-    def rank(item: tuple[str, nn.ModuleList]) -> tuple[bool, int, int]:
-        name, found = item
-        return len(found) == layers, sum(p.numel() for p in found.parameters()), -len(name)
-
-    lists = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.ModuleList) and chained(m)]
-    return max(lists, key=rank, default=None)
-
-
-def _parts(block: nn.Module, seen: Observation) -> dict[str, str]:
+def _parts(block: nn.Module, seen: Observation, width: int) -> dict[str, str]:
     """Stems of sites' names, to paths inside the block."""
     whole = seen.once(block)
-    assert whole is not None
+    if whole is None:
+        return {}
+    widths = {whole.width, width} - {0}
 
     def writes(m: nn.Module) -> bool:
         call = seen.once(m)
-        return call is not None and call.width == whole.width
+        return call is not None and call.width in widths
 
     ends: dict[str, tuple[str, str]] = {}  # role -> the first and the last module of the sub-layer
     count: Counter[str] = Counter()
