@@ -75,7 +75,7 @@ def attribution_patching(
     *,
     reference: Mapping[str, Acts] | None = None,
 ) -> Effects:
-    """First-order effects: change times gradient at the clean point (Syed et al. 2023; Marks et al. 2024, 2.3).
+    """First-order effects: change times gradient at the clean point (Syed et al. 2023; Marks et al. 2024).
 
     Nodes move to the values that they take on `batch.patch`; for unpaired prompts to those of `reference`,
     or to zero. Gradients pass straight through every autoencoder, and cross a transcoder by its prediction.
@@ -130,10 +130,10 @@ def input_integrated_gradients(
     reference: Mapping[str, Acts] | None = None,
     rule: Rule = FIVE_POINTS,
 ) -> Effects:
-    """Effects of all sites by gradients averaged as the embeddings move to the patch (EAP-IG, Hanna et al. 2024).
+    """Effects of all sites, by gradients averaged as the embeddings move to the patch.
 
     One batch of passes serves every site: cheaper than `integrated_gradients`, but the effects of a site need
-    not add up to anything.
+    not add up to anything (EAP-IG: Hanna et al. 2024, section 3).
     """
     if batch.patch is None:
         raise ValueError("Gradients along the inputs need pairs, and this batch has no patched prompts.")

@@ -1,8 +1,8 @@
 """What moves between clean and patch, and how much it moves the metric.
 
-Decoders are affine, so nothing here differentiates through a dictionary of a plain site: the gradient `G` of
-the metric with respect to the site's tensor says it all. The effect of a feature is its change times `G` times
-its decoder row, and only features that change have one.
+Decoders are affine, so nothing here differentiates through a dictionary of a plain site: the gradient `G`
+of the metric with respect to the site's tensor says it all. The effect of a feature is its change times `G`
+times its decoder row, and only features that change have one.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ class SiteEffects:
         listed = ("token", "feature", "delta", "effect")
         return replace(self, **{name: getattr(self, name)[chosen] for name in listed})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the number of features, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device | str) -> SiteEffects:
+        return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
+
 
 @dataclass(frozen=True)
 class Effects(Mapping[str, SiteEffects]):
@@ -68,6 +75,10 @@ class Effects(Mapping[str, SiteEffects]):
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def to(self, device: torch.device | str) -> Effects:
+        sites = {name: site.to(device) for name, site in self.sites.items()}
+        return Effects(sites, self.clean.to(device), None if self.patch is None else self.patch.to(device))
 
 
 @dataclass(frozen=True)
@@ -124,21 +135,16 @@ def changes(
 ) -> Changes:
     """What moves between the clean and the patched pass, by two forward passes.
 
-    Unpaired batches move to `reference`, or to zero. Under `torch.enable_grad` the clean metric keeps its graph:
-    gradients pass straight through plain sites, and cross a transcoder through its prediction alone.
+    Unpaired batches move to `reference`, or to zero. Under `torch.enable_grad` the clean metric keeps its
+    graph: gradients pass straight through plain sites, and cross a transcoder through its prediction alone.
 
     Raises:
-        ValueError: prompts of different lengths; activations or a metric that are not finite.
+        ValueError: activations or a metric that are not finite; the first site is named.
     """
     patch = None
     if batch.patch is None:
         targets = {site: _fixed_target(model, splice, reference) for site, splice in bound.items()}
     else:
-        if batch.patch.shape != batch.clean.shape:
-            raise ValueError(
-                f"Clean and patched prompts differ in length: {tuple(batch.clean.shape)} against "
-                f"{tuple(batch.patch.shape)} (batch, tokens)."
-            )
         targets, patch = _patched_targets(model, batch, metric, bound)
     found: dict[Site, Change] = {}
 
@@ -158,7 +164,8 @@ def changes(
 def gradients(
     model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice]
 ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
-    """The total gradient of the metric at every site on the clean prompts: one forward and one backward pass."""
+    """The total gradient of the metric at every site on the clean prompts: one forward and one backward
+    pass."""
     left: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ For a kept node d of an example, the edge from an earlier node u is
 summed over positions unless nodes are kept per position, and averaged over examples (Marks et al. 2024, 2.3).
 One *cut* pass, in which gradients stop at every site, serves all of them:
 
-- which sites are joined is read off autograd: a backward pass from one site reaches the sites it reads directly;
+- which sites are joined is read off autograd: a backward pass from one site reaches the sites it reads
+  directly;
 - a target enters as its *covector* in activation space, the encoder row times dm/dd, so that no tensor of the
   dictionary's size is differentiated;
 - examples do not touch each other, and where the path between two sites does not mix positions (found by
@@ -34,9 +35,10 @@ from interventions.splice import Dictionaries, Splice, splices, splicing
 from tasks import Batch
 
 from .effects import Effects, Metric, SiteEffects, readouts
+from .graph import OUTPUT
 from .ragged import padded
+from .tally import standard_error
 
-OUTPUT = "output"
 _SLOT_BUDGET = 2**22  # elements of one batch of cotangents
 
 Pair = tuple[str, str]  # upstream, downstream
@@ -109,7 +111,8 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Targets:
-    """The kept nodes of one site that something can reach, in one batch: the last feature index is the error."""
+    """The kept nodes of one site that something can reach, in one batch: the last feature index is the
+    error."""
 
     token: Int[Tensor, " n"]
     feature: Int[Tensor, " n"]
@@ -155,8 +158,8 @@ class Edges:
     """Sums up direct effects over batches, for targets and sources among kept nodes.
 
     `kept` maps a site to a mask over its nodes, of shape `(node)` or `(pos node)`; `targets` restricts the
-    downstream ends to a range of each site's kept nodes, so that a large circuit can be wired in parts. Memory is
-    the number of targets times the number of sources, for each pair of sites that are joined.
+    downstream ends to a range of each site's kept nodes, so that a large circuit can be wired in parts.
+    Memory is the number of targets times the number of sources, for each pair of sites that are joined.
     """
 
     def __init__(self, kept: Mapping[str, Tensor], targets: Mapping[str, range] | None = None):
@@ -212,14 +215,25 @@ class Edges:
                 value = value.cpu().double()
                 total[pair] = total[pair] + value if pair in total else value
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What has been summed up so far, by names that `restore` knows."""
+        parts = (("sum", self.sums), ("square", self.squares))
+        return {f"{part} {up} {down}": x for part, sums in parts for (up, down), x in sums.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], examples: int) -> None:
+        """Goes on from what `tensors` gave after so many examples."""
+        self.examples = examples
+        for name, value in tensors.items():
+            part, up, down = name.split(" ")
+            (self.sums if part == "sum" else self.squares)[up, down] = value
+
     def __iter__(self) -> Iterator[tuple[Pair, Tensor, Tensor, Tensor, Tensor]]:
         """For each joined pair: target rows, source rows, mean over examples, and its standard error."""
         n = self.examples
-        for pair, total in self.sums.items():
+        for pair, total in sorted(self.sums.items()):
             down, up = total.nonzero(as_tuple=True)
             mean = total[down, up] / n
-            spread = (self.squares[pair][down, up] / n - mean.square()).clamp(min=0)
-            error = (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(mean, torch.nan)
+            error = standard_error(mean, self.squares[pair][down, up], n)
             yield pair, down + self.targets[pair[1]].start, up, mean, error
 
 
@@ -231,10 +245,12 @@ def edges(
     effects: Effects,
     kept: Mapping[str, Bool[Tensor, "*pos node"]],
 ) -> dict[Pair, Float[Tensor, "*down *up"]]:
-    """Direct effects between kept nodes, as one sparse matrix (down, up) for each pair of sites that are joined.
+    """Direct effects between kept nodes, as one sparse matrix (down, up) for each pair of sites that are
+    joined.
 
-    Both ends are indexed as in `kept`: `(node node)`, or `(pos node pos node)` where nodes are kept per position;
-    the last node of a site is its error. The metric is a site of one node, named `output`. Averaged over examples.
+    Both ends are indexed as in `kept`: `(node node)`, or `(pos node pos node)` where nodes are kept per
+    position; the last node of a site is its error. The metric is a site of one node, named `output`.
+    Averaged over examples.
     """
     wires = Edges(kept)
     wires.add(model, batch, metric, splices(model, dictionaries), effects)
@@ -285,7 +301,8 @@ def _pulled(
 def _slots(
     targets: _Targets, read: Tensor, leaves: Sequence[Tensor], example: Int[Tensor, " token"]
 ) -> Iterator[tuple[Float[Tensor, "slot batch pos d_in"], Int[Tensor, "token slot"]]]:
-    """Packs targets into cotangents. Yields these, and which target a slot carries at a token (-1 for none)."""
+    """Packs targets into cotangents. Yields these, and which target a slot carries at a token (-1 for
+    none)."""
     if not len(targets.token) or not leaves:
         return
     local = not _mixes_positions(read, leaves)

@@ -26,7 +26,7 @@ def fingerprint(module: nn.Module) -> str:
     if config is not None:
         digest.update(json.dumps(_essential(config.to_dict()), sort_keys=True, default=str).encode())
     samples = []
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.state_dict().items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         flat = parameter.detach().flatten()
         samples.append(flat[:: max(1, flat.numel() // _SAMPLES)][: _SAMPLES + 1].float().cpu())

@@ -83,7 +83,7 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
     """Binds dictionaries to the model's sites, in the order of the forward pass.
 
     Raises:
-        KeyError: a site that the model does not have.
+        LookupError: a site that the model does not have.
         ValueError: a dictionary whose width is not its site's.
     """
     bound = {}
@@ -98,18 +98,18 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
 
 
 def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictionary) -> int:
-    d_in, d_out = getattr(dictionary, "d_in", read.width), getattr(dictionary, "d_out", site.width)
-    if d_in == read.width and d_out == site.width:
-        features = dictionary.encode(torch.zeros(1, read.width, device=model.device, dtype=model.dtype))
+    """How many features a dictionary has, found by handing it one row of its site's width."""
+    row = torch.zeros(1, read.width, device=model.device, dtype=model.dtype)
+    try:
+        features = dictionary.encode(row)
         d_out = dictionary.decode(features).shape[-1]
-        if d_out == site.width:
-            return features.shape[-1]
-    where = (
-        f"{site} has width {site.width}"
-        if read == site
-        else (f"{read} has width {read.width} and {site} has width {site.width}")
-    )
-    raise ValueError(f"The dictionary at {site} maps width {d_in} to width {d_out}, but {where}.")
+    except RuntimeError as error:
+        takes = getattr(dictionary, "d_in", None)
+        takes = f"takes width {takes}" if takes else f"refuses it ({str(error).splitlines()[0]})"
+        raise ValueError(f"{read} has width {read.width}, but the dictionary at {site} {takes}.") from None
+    if d_out != site.width:
+        raise ValueError(f"{site} has width {site.width}, but its dictionary writes width {d_out}.")
+    return features.shape[-1]
 
 
 Rewrite = Callable[[Splice, Tensor, Tensor], Tensor]  # splice, what entered, what left -> what flows on

@@ -12,7 +12,7 @@ from circuits.effects import Effects, Metric
 from interventions.acts import Acts
 from interventions.model import Model
 from interventions.splice import Dictionaries, run
-from tasks import Batch
+from tasks import Batch, Pair, Task
 
 VOCAB = 64
 
@@ -89,6 +89,18 @@ def batch(n: int = 3, n_pos: int = 5, seed: int = 1) -> Batch:
     patch[:, 1:3] = torch.randint(3, VOCAB, (n, 2), generator=generator)
     answers = torch.randint(3, 30, (n, 1), generator=generator)
     return Batch(clean, patch, answers, answers + 30)
+
+
+def task(n: int, n_pos: int = 5, *, paired: bool = True) -> Task:
+    """A task over random tokens."""
+    rows = batch(n, n_pos)
+    pairs = [
+        Pair(tuple(clean), tuple(patch) if paired else None, tuple(answer), tuple(foil))
+        for clean, patch, answer, foil in zip(
+            rows.clean.tolist(), rows.patch.tolist(), rows.answers.tolist(), rows.foils.tolist(), strict=True
+        )
+    ]
+    return Task("random", pairs)
 
 
 def total_gradients(
