@@ -16,13 +16,19 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, Any]:
-    """A module in eval mode whose weights are frozen, and its tokenizer (None where there is none)."""
+    """A module in eval mode whose weights are frozen, and its tokenizer (None where there is none).
+
+    `device="auto"` spreads a large model over what there is (accelerate's device map).
+    """
     if isinstance(source, nn.Module):
         module = source.to(dtype=dtype) if dtype else source
     else:
-        module, found = _pretrained(str(source), dtype)
-        tokenizer = tokenizer if tokenizer is not None else found
-    if device is not None:
+        how: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        if device == "auto":
+            how["device_map"] = device
+        module, found = _pretrained(str(source), how)
+        tokenizer = found if tokenizer is None else tokenizer
+    if device is not None and device != "auto":
         module = module.to(device)
     return frozen(module), tokenizer
 
@@ -30,25 +36,49 @@ def load(
 def frozen(module: nn.Module) -> nn.Module:
     """The same module in eval mode, asking for no gradients with respect to its weights."""
     module = module.eval().requires_grad_(False)
-    config = getattr(module, "config", None)
-    if getattr(config, "rescale_every", 0):
-        # RWKV halves its stream every few blocks, and its own weights with it, for the sake of float16;
-        # then what a block writes is not what is added.
-        config.rescale_every = 0  # type: ignore[union-attr]
-    floats = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    if torch.float64 in floats and hasattr(module, "set_experts_implementation"):
-        module.set_experts_implementation("eager")  # type: ignore[operator]  # grouped_mm knows no float64
+    config: Any = getattr(module, "config", None)
+    if getattr(config, "rescale_every", 0) and not any(
+        getattr(m, "layers_are_rescaled", False) for m in module.modules()
+    ):
+        # RWKV halves its stream every few blocks and divides its weights in place to match, for the sake
+        # of float16: what a block writes would not be what is added.
+        config.rescale_every = 0
+    if any(p.dtype == torch.float64 for p in module.parameters()) and hasattr(
+        module, "set_experts_implementation"
+    ):
+        module.set_experts_implementation("eager")  # type: ignore[operator]  # the grouped product knows no float64
     return module
 
 
-def _pretrained(source: str, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
+def _pretrained(source: str, how: dict[str, Any]) -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = Path(source)
-    where, how = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (source, {})
-    module = AutoModelForCausalLM.from_pretrained(where, **how, **({"dtype": dtype} if dtype else {}))
+    path, where, gguf = Path(source), source, {}
+    if path.suffix == ".gguf":
+        where, gguf = str(path.parent), {"gguf_file": path.name}
+    if (path.is_absolute() or source.startswith(".")) and not path.exists():
+        raise FileNotFoundError(f"There is nothing at {source!r}.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **how)
-    except Exception:
+        module = AutoModelForCausalLM.from_pretrained(where, **gguf, **how)
+    except OSError as error:
+        if path.exists():
+            raise FileNotFoundError(f"No model in {source!r}: {_first_line(error)}") from error
+        raise FileNotFoundError(
+            f"There is nothing at {source!r}, neither on this disk nor, as far as can be told from here, on "
+            f"the Hugging Face hub ({_first_line(error)})"
+        ) from error
+    except ValueError as error:
+        if "Unrecognized" not in str(error):
+            raise
+        raise ValueError(
+            f"{source!r} is not a causal language model that transformers knows: {_first_line(error)}"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **gguf)
+    except Exception:  # many things are raised where there is none, and a model without one is of use
         tokenizer = None
     return module, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,9 +19,9 @@ from .observation import arguments, observe, sample
 from .sites import Layout, Side, Site
 from .skipping import Record, repeated, returning
 from .structure import discover, last_call, missing_layout, name_sites, place
-from .tensors import hidden, hidden_inputs, map_tensors, with_hidden, with_hidden_input
+from .tensors import hidden, hidden_inputs, map_tensors, with_hidden
+from .visits import Visit, visited
 
-Visit = Callable[[Site, Tensor], Tensor]
 # What a model's own code raises where it cannot do with less than the whole of its blocks.
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
 
@@ -45,7 +45,6 @@ class Model:
         self.module = module
         self.tokenizer = tokenizer
         self._muted = False
-        self._shape = (0, 0)  # batch and pos of the pass that runs
         seen = observe(module, sample(module))
         _checked_logits(module, seen.output)
         try:
@@ -139,31 +138,21 @@ class Model:
 
     # Passes
 
-    @contextmanager
-    def visiting(self, sites: Iterable[str | Site], visit: Visit) -> Iterator[None]:
-        """While open, every forward pass hands each site's tensor to `visit` and goes on with what that returns.
+    def visiting(self, sites: Iterable[str | Site], visit: Visit) -> AbstractContextManager[None]:
+        """While open, every forward pass hands each site's tensor to `visit`, and goes on with its result.
 
         Visits may be nested: at a site that is visited twice, the visit opened first goes first. What
         `visit` returns has the shape of what it was handed, (batch pos width). All is undone on leaving,
         also by an exception.
         """
-        handles = [self.blocks[0].register_forward_pre_hook(self._keep_shape, with_kwargs=True)]
-        try:
-            for site in dict.fromkeys(self.site(s) for s in sites):
-                module = self.module.get_submodule(site.path)
-                call = self._seen.once(module)
-                ndim = call.ndim(site.side) if call else 3
-                late = call is not None and site.side in call.changed
-                safe = _apart(visit) if late else visit
-                if site.side == "in":
-                    hook = self._entering(site, safe, ndim)
-                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-                else:
-                    handles.append(module.register_forward_hook(self._leaving(site, safe, ndim)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return visited(
+            self.module,
+            [self.site(site) for site in sites],
+            visit,
+            first=self.blocks[0],
+            seen=self._seen,
+            muted=lambda: self._muted,
+        )
 
     def logits(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None = None
@@ -215,8 +204,8 @@ class Model:
         """
         if not self._unembeds:
             raise ValueError(
-                f"The head of {type(self.module).__name__} reads more than one tensor (batch pos width) from the "
-                "last block; there is no unembedding of it alone."
+                f"The head of {type(self.module).__name__} reads more than one tensor (batch pos width) from "
+                "the last block; there is no unembedding of it alone."
             )
         return self._unembed(resid)
 
@@ -262,7 +251,7 @@ class Model:
 
     @cached_property
     def resumes(self) -> bool:
-        """Whether passes may be resumed: whether blocks hear of earlier ones only through what those return."""
+        """Whether passes may be resumed: whether blocks know of earlier ones only by what those return."""
         tokens = sample(self.module)
         try:
             with self._unseen(), torch.no_grad():
@@ -317,37 +306,6 @@ class Model:
 
     # Private
 
-    def _keep_shape(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if found := hidden_inputs(args, kwargs):
-            self._shape = (found[0].shape[0], found[0].shape[1])
-
-    def _entering(self, site: Site, visit: Visit, ndim: int):
-        def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-            if self._muted:
-                return None
-            x = hidden_inputs(args, kwargs, ndim)[0]
-            y = self._visited(site, visit, x)
-            return None if y is x else with_hidden_input(args, kwargs, y, ndim)
-
-        return hook
-
-    def _leaving(self, site: Site, visit: Visit, ndim: int):
-        def hook(_module: nn.Module, _args: tuple, out: Any):
-            x = hidden(out, ndim)
-            if self._muted or x is None:
-                return None
-            y = self._visited(site, visit, x)
-            return None if y is x else with_hidden(out, y, ndim)
-
-        return hook
-
-    def _visited(self, site: Site, visit: Visit, x: Tensor) -> Tensor:
-        if x.ndim == 3:
-            return visit(site, x)
-        rows = x.view(*self._shape, -1)  # some modules are handed (batch*pos width)
-        y = visit(site, rows)
-        return x if y is rows else y.reshape(x.shape)
-
     @contextmanager
     def _unseen(self) -> Iterator[None]:
         before, self._muted = self._muted, True
@@ -381,14 +339,9 @@ class Model:
         return forward
 
     def _close(self, x: Tensor, y: Tensor) -> bool:
-        # Parts of float64 models compute in float32 (routers, scans), and batches of other sizes round otherwise.
+        # Parts of float64 models compute in float32 (routers, scans), and other batch sizes round otherwise.
         tolerance = max(torch.finfo(x.dtype).eps ** 0.5, 1e-4)
         return bool((x - y).abs().max() <= tolerance * y.abs().max())
-
-
-def _apart(visit: Visit) -> Visit:
-    """The same visit, of a tensor that the model does not write to afterwards."""
-    return lambda site, x: visit(site, x.clone()).clone()
 
 
 def _constant(value: Any) -> Callable[..., Any]:

@@ -1,10 +1,10 @@
 """Where a language model keeps its parts, found by watching one tiny forward pass.
 
 No model is known by its name. The blocks are the one list of modules that runs once, layer by layer; a
-block's children are told apart by what they are called and what they hold (`MIXERS`, `MLPS`, `RECURRENT`); and
-which tensor a sub-layer adds to the residual stream is read off the tensors of the pass: a norm that
-takes the sub-layer's very output is part of it, and a sub-layer that adds the residual itself is
-entered to find the projection before the sum.
+block's children are told apart by what they are called and what they hold (`MIXERS`, `MLPS`,
+`RECURRENT`); and which tensor a sub-layer adds to the residual stream is read off the tensors of the
+pass: a norm that takes the sub-layer's very output is part of it, and a sub-layer that adds the
+residual itself is entered to find the projection before the sum.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .sites import Layout, Side, Site
 
 # What the children of a block are called. Which of its two kinds a mixer is, is settled by what it holds.
 MIXERS = {
-    "self_attn", "attn", "attention", "self_attention", "multi_head_attention", "rel_attn", "linear_attn", "mamba",
-    "mlstm_layer", "temporal_block", "time_mix", "conv", "short_conv", "mixer", "token_mixer",
+    "self_attn", "attn", "attention", "self_attention", "multi_head_attention", "rel_attn", "linear_attn",
+    "mamba", "mlstm_layer", "temporal_block", "time_mix", "conv", "short_conv", "mixer", "token_mixer",
 }  # fmt: skip
 MLPS = {
-    "mlp", "mlps", "ffn", "ff", "feed_forward", "feedforward", "block_sparse_moe", "moe", "mlp_block", "shared_mlp",
-    "channel_mix",
+    "mlp", "mlps", "ffn", "ff", "feed_forward", "feedforward", "block_sparse_moe", "moe", "mlp_block",
+    "shared_mlp", "channel_mix",
 }  # fmt: skip
 # A module that holds one of these carries a state from token to token.
 RECURRENT = {
@@ -35,8 +35,8 @@ RECURRENT = {
 }  # fmt: skip
 # A module that holds one of these attends from token to token.
 ATTENDING = {
-    "q_proj", "qkv_proj", "query_key_value", "c_attn", "qkv", "query", "Wqkv", "q", "Wq", "q_attn", "q_a_proj",
-    "self", "attention", "to_q",
+    "q_proj", "qkv_proj", "query_key_value", "c_attn", "qkv", "query", "Wqkv", "q", "Wq", "q_attn",
+    "q_a_proj", "self", "attention", "to_q",
 }  # fmt: skip
 # Sub-layers that have no module of their own: the first and the last of their projections.
 PAIRS = (("fc1", "fc2"), ("intermediate", "output"), ("linear1", "linear2"))
@@ -137,8 +137,7 @@ def _blocks(module: nn.Module, seen: Observation) -> tuple[str, nn.ModuleList] |
             call.ndim("out") for call in calls
         )  # several, in one tensor
         if chained or (calls and (streams or len(found) == 1)):
-            size = sum(p.numel() for p in found.parameters())
-            ranked.append(((chained, len(found) == layers, size), (name, found)))
+            ranked.append(((chained, len(found) == layers, _size(found)), (name, found)))
     return max(ranked, key=lambda item: item[0])[1] if ranked else None
 
 
@@ -248,14 +247,19 @@ def _before_residual(module: nn.Module, call: Call, seen: Observation) -> Call |
 
 def missing_layout(module: nn.Module, seen: Observation, why: str) -> str:
     """What to say where no layout was found: the layout to pass, with what was found filled in."""
-    embed = _embedding(module, seen)
-    lists = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    name, blocks = max(
-        lists, key=lambda item: sum(p.numel() for p in item[1].parameters()), default=("...", ())
+    lists = [(name, list(m.children())) for name, m in module.named_modules()
+             if isinstance(m, nn.ModuleList | nn.Sequential) and len(m)]  # fmt: skip
+    name, blocks = max(lists, key=lambda item: _size(item[1]), default=("...", []))
+    inner = (
+        max(blocks[0].named_children(), key=lambda child: _size([child[1]]), default=None) if blocks else None
     )
-    inner = [child for child, _ in blocks[0].named_children()] if len(blocks) else []
-    parts = ", ".join(f"{stem!r}: {path!r}" for path in inner[:3] for stem in ("mlp",))
+    part = repr({"mlp": inner[0]}) if inner else "{}"
     return (
-        f"{type(module).__name__}: {why}. Pass layout=Layout(blocks={name!r}, embed={embed or '...'!r}, "
-        f"parts={{{parts}}}), with module paths of your own; docs/new-model.md says how."
+        f"{type(module).__name__}: {why}. Pass layout=Layout(blocks={name!r}, "
+        f"embed={_embedding(module, seen) or '...'!r}, parts={part}), or the paths that are right; "
+        "docs/new-model.md says how."
     )
+
+
+def _size(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for m in modules for p in m.parameters())

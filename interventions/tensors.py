@@ -31,7 +31,8 @@ def with_hidden(output: Any, new: Tensor, ndim: int = 3) -> Any:
     if isinstance(output, Tensor):
         return new
     if isinstance(output, Mapping):
-        return type(output)({key: new if x is old else x for key, x in output.items()})
+        kind: Any = type(output)
+        return kind({key: new if x is old else x for key, x in output.items()})
     return _like(output, [new if x is old else x for x in output])
 
 
