@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.acts import Acts
@@ -27,11 +27,13 @@ Metric = Callable[[Tensor, Batch], Tensor]  # (batch pos vocab), batch -> (batch
 
 @dataclass(frozen=True)
 class SiteEffects:
-    """The nodes of one site in one batch. Features are listed where clean and patch differ."""
+    """The nodes of one site in one batch. Features are listed where they are active, or differ from the
+    patch."""
 
     gradient: Float[Tensor, "batch pos d_model"]  # of the metric, with respect to the site's tensor
     token: Int[Tensor, " n"]  # batch * n_pos + pos, ascending
     feature: Int[Tensor, " n"]
+    active: Bool[Tensor, " n"]  # whether it hangs on what the dictionary reads
     delta: Float[Tensor, " n"]  # patch - clean
     effect: Float[Tensor, " n"]
     error_delta: Float[Tensor, "batch pos d_model"]
@@ -48,7 +50,7 @@ class SiteEffects:
 
     def only(self, chosen: Tensor) -> SiteEffects:
         """The listed features for which the mask `chosen` holds."""
-        listed = ("token", "feature", "delta", "effect")
+        listed = ("token", "feature", "active", "delta", "effect")
         return replace(self, **{name: getattr(self, name)[chosen] for name in listed})
 
     def tensors(self) -> dict[str, Tensor]:
@@ -88,6 +90,7 @@ class Change:
     left: Float[Tensor, "batch pos d_model"]  # what flows on at the clean point; part of its autograd graph
     token: Int[Tensor, " n"]
     feature: Int[Tensor, " n"]
+    active: Bool[Tensor, " n"]
     delta: Float[Tensor, " n"]
     error_delta: Float[Tensor, "batch pos d_model"]
     total: Float[Tensor, "batch pos d_model"]  # of the whole site: decoded features and error
@@ -96,7 +99,7 @@ class Change:
         """The effects of the site's nodes, given the gradient of the metric at the site."""
         slope = readouts(splice, gradient.flatten(0, 1), self.token, self.feature)
         return SiteEffects(
-            gradient, self.token, self.feature, self.delta, self.delta * slope,
+            gradient, self.token, self.feature, self.active, self.delta, self.delta * slope,
             self.error_delta, (gradient * self.error_delta).sum(-1), splice.n_features,
         )  # fmt: skip
 
@@ -204,9 +207,10 @@ class _Target:
         skip = splice.skip(entered)
         flow = left if skip is None else left - skip
         delta = self.features(acts.features).flatten(0, 1)
-        token, feature = delta.nonzero(as_tuple=True)
-        error = self.error - acts.error
-        return Change(left, token, feature, delta[token, feature], error, self.flow - flow)
+        active = splice.active(acts.features.flatten(0, 1))
+        token, feature = (active | (delta != 0)).nonzero(as_tuple=True)
+        listed = (active[token, feature], delta[token, feature])
+        return Change(left, token, feature, *listed, self.error - acts.error, self.flow - flow)
 
 
 def _fixed_target(model: Model, splice: Splice, reference: Mapping[str, Acts] | None) -> _Target:

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from interventions.acts import Identity
 from interventions.model import Model
 from interventions.sites import Site
 from interventions.splice import Dictionaries, Splice, splices, splicing
@@ -66,12 +67,12 @@ class Kept:
         """Rows of nodes, or -1."""
         return self.row[pos if len(self.row) > 1 else torch.zeros_like(pos), node]
 
-    def lines(self, n_pos: int) -> Int[Tensor, "pos node"]:
+    def check(self, site: str, n_pos: int) -> None:
+        """Refuses prompts of a length that the kept nodes were not meant for."""
         if len(self.row) not in (1, n_pos):
             raise ValueError(
-                f"Nodes are kept for {len(self.row)} positions, but the prompts have {n_pos} tokens."
+                f"Nodes of {site} are kept for {len(self.row)} positions, but the prompts have {n_pos} tokens."
             )
-        return self.row.expand(n_pos, -1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class _Source:
     @classmethod
     def of(cls, splice: Splice, effects: SiteEffects, kept: Kept, pos: Int[Tensor, " token"]) -> _Source:
         column = kept.at(pos[effects.token], effects.feature)
-        chosen = column >= 0
+        chosen = (column >= 0) & (effects.delta != 0)
         return cls(
             splice, len(kept), effects.token[chosen], effects.feature[chosen], column[chosen],
             effects.delta[chosen], kept.at(pos, splice.n_features), effects.error_delta.flatten(0, 1),
@@ -115,43 +116,50 @@ class _Targets:
     error."""
 
     token: Int[Tensor, " n"]
-    feature: Int[Tensor, " n"]
     row: Int[Tensor, " n"]
     covectors: Callable[[Tensor], Float[Tensor, "m d_in"]]  # of some entries
 
     @classmethod
     def of(
-        cls, splice: Splice, read: Tensor, gradient: Tensor, kept: Kept, rows: range, pos: Tensor
+        cls, splice: Splice, read: Tensor, effects: SiteEffects, kept: Kept, rows: range, pos: Tensor
     ) -> _Targets:
-        x, slope = read.detach().flatten(0, 1), gradient.flatten(0, 1)
-        lines = kept.lines(read.shape[1])[pos]
-        wanted = (lines >= rows.start) & (lines < rows.stop)
-        wanted[:, :-1] &= splice.active(x)
-        if splice.transcodes:  # the error of a transcoder hangs on nothing that is differentiated
-            wanted[:, -1] = False
-        token, feature = wanted.nonzero(as_tuple=True)
-        error = _error_covectors(splice, x, slope) if bool(wanted[:, -1].any()) else None
+        x, slope = read.detach().flatten(0, 1), effects.gradient.flatten(0, 1)
+        listed = effects.only(effects.active)
+        row = kept.at(pos[listed.token], listed.feature)
+        features = listed.only((row >= rows.start) & (row < rows.stop))
+        error_row = kept.at(pos, splice.n_features)
+        # The error of a transcoder hangs on nothing that is differentiated, and neurons leave none.
+        has_error = not (splice.transcodes or isinstance(splice.dictionary, Identity))
+        error_token = ((error_row >= rows.start) & (error_row < rows.stop) & has_error).nonzero()[:, 0]
+        error = _error_covectors(splice, x, slope, listed) if len(error_token) else None
+
+        token = torch.cat([features.token, error_token])
+        feature = torch.cat([features.feature, torch.full_like(error_token, splice.n_features)])
 
         def covectors(entries: Tensor) -> Tensor:
-            at, which = token[entries], feature[entries]
-            is_error = which == splice.n_features
+            plain, at = entries < len(features.token), token[entries]
             out = x.new_zeros(len(entries), x.shape[-1])
-            plain = ~is_error
-            weight = readouts(splice, slope, at[plain], which[plain])
-            out[plain] = splice.encoder_rows(x[at[plain]], which[plain]) * weight[:, None]
+            out[plain] = _covectors(splice, x, slope, at[plain], feature[entries[plain]])
             if error is not None:
-                out[is_error] = error[at[is_error]]
+                out[~plain] = error[at[~plain]]
             return out
 
-        return cls(token, feature, lines[token, feature] - rows.start, covectors)
+        return cls(token, kept.at(pos[token], feature) - rows.start, covectors)
 
 
-def _error_covectors(splice: Splice, x: Tensor, slope: Tensor) -> Tensor:
-    """The gradient of `slope` times the error: every token's own."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        error = x - splice.dictionary.decode(splice.dictionary.encode(x))
-        return torch.autograd.grad(error, x, slope)[0]
+def _covectors(splice: Splice, x: Tensor, slope: Tensor, token: Tensor, feature: Tensor) -> Tensor:
+    """How the metric hangs on what is read, through each of these active features."""
+    return splice.encoder_rows(x[token], feature) * readouts(splice, slope, token, feature)[:, None]
+
+
+def _error_covectors(splice: Splice, x: Tensor, slope: Tensor, listed: SiteEffects) -> Tensor:
+    """How the metric hangs on what is read through the error: all of it, less what the features carry."""
+    error = slope.clone()
+    for some, entry, inside in padded(listed.token, len(x), x.shape[-1]):
+        token, feature = some[:, None].expand_as(entry)[inside], listed.feature[entry][inside]
+        order = token.argsort(stable=True)
+        error.index_add_(0, token[order], -_covectors(splice, x, slope, token[order], feature[order]))
+    return error
 
 
 class Edges:
@@ -174,8 +182,10 @@ class Edges:
         self, model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice], effects: Effects
     ) -> None:
         """Adds the edges of one batch, whose nodes have these effects."""
-        cut = _CutPass.of(model, batch, metric, bound)
         n_batch, n_pos = batch.clean.shape
+        for site, kept in self.kept.items():
+            kept.check(site, n_pos)
+        cut = _CutPass.of(model, batch, metric, bound)
         example = torch.arange(n_batch, device=model.device).repeat_interleave(n_pos)
         pos = torch.arange(n_pos, device=model.device).repeat(n_batch)
         sources = {
@@ -188,7 +198,7 @@ class Edges:
             if not rows or not read.requires_grad:
                 continue
             kept = self.kept[site.name]
-            targets = _Targets.of(splice, read, effects[site.name].gradient, kept, rows, pos)
+            targets = _Targets.of(splice, read, effects[site.name], kept, rows, pos)
             found = _Blocks(n_batch, len(rows))
             upstream = [up for up in sources if up < site]
             leaves = [cut.leaves[up] for up in upstream]
@@ -332,17 +342,18 @@ def _mixes_positions(read: Float[Tensor, "batch pos d_in"], leaves: Sequence[Ten
     """Whether `read` at one position hangs on a leaf at another.
 
     Random cotangents at the positions whose number has a given bit set (or not set) must leave no gradient
-    elsewhere; any two positions differ in some bit.
+    elsewhere; any two positions differ in some bit. Each example probes one such set.
     """
-    n_pos = read.shape[1]
+    n_batch, n_pos, _ = read.shape
     at = torch.arange(n_pos, device=read.device)
-    bits = [(at >> k) & 1 == value for k in range((n_pos - 1).bit_length()) for value in (0, 1)]
-    if not bits:
+    sets = [(at >> k) & 1 == value for k in range((n_pos - 1).bit_length()) for value in (0, 1)]
+    if not sets:
         return False
-    inside = torch.stack(bits)[:, None, :, None]
+    n_slots = -(-len(sets) // n_batch)
+    inside = torch.stack([sets[i % len(sets)] for i in range(n_slots * n_batch)])
+    inside = inside.view(n_slots, n_batch, n_pos, 1)
     noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read)
-    pulled = _pulled(read, leaves, inside * noise)
-    return any(bool((g * ~inside).any()) for g in pulled if g is not None)
+    return any(bool((g * ~inside).any()) for g in _pulled(read, leaves, inside * noise) if g is not None)
 
 
 class _Blocks:

@@ -50,14 +50,14 @@ class Splice:
         features = self.dictionary.encode(entered)
         return Acts(features, left - self.prediction(features, entered))
 
-    def active(self, x: Float[Tensor, "n d_in"]) -> Bool[Tensor, "n feature"]:
-        """Which features hang on their input at `x`: those that are not zero; of the neurons, all."""
+    def active(self, features: Float[Tensor, "n feature"]) -> Bool[Tensor, "n feature"]:
+        """Which features hang on their input: those that are not zero; of the neurons, all."""
         if isinstance(self.dictionary, Identity):
-            return torch.ones_like(x, dtype=torch.bool)
-        return self.dictionary.encode(x) != 0
+            return torch.ones_like(features, dtype=torch.bool)
+        return features != 0
 
     def encoder_rows(self, x: Float[Tensor, "n d_in"], feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        """Row i is the gradient of `feature[i]` with respect to what the dictionary reads, at `x[i]`."""
+        """Row i is the gradient of `feature[i]`, which is active, to what the dictionary reads, at `x[i]`."""
         if isinstance(self.dictionary, Rows):
             return self.dictionary.encoder_rows(x, feature)
         with torch.enable_grad():
