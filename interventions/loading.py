@@ -76,8 +76,9 @@ def _pretrained(source: str, how: dict[str, Any]) -> tuple[nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **gguf)
     except Exception:  # many things are raised where there is none, and a model without one is of use
-        tokenizer = None
-    return module, tokenizer
+        return module, None
+    # Where there are no files, transformers makes a tokenizer of the usual kind that knows no words.
+    return module, tokenizer if tokenizer.vocab_size > len(tokenizer.added_tokens_decoder) else None
 
 
 def _first_line(error: Exception) -> str:

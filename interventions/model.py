@@ -17,9 +17,9 @@ from .fingerprint import fingerprint
 from .loading import load
 from .observation import arguments, observe, sample
 from .sites import Layout, Side, Site
-from .skipping import Record, repeated, returning
+from .skipping import Record, passing, repeated, returning
 from .structure import discover, last_call, missing_layout, name_sites, place
-from .tensors import hidden, hidden_inputs, map_tensors, with_hidden
+from .tensors import hidden, map_tensors
 from .visits import Visit, visited
 
 # What a model's own code raises where it cannot do with less than the whole of its blocks.
@@ -44,7 +44,7 @@ class Model:
     def __init__(self, module: nn.Module, tokenizer: Any = None, *, layout: Layout | None = None):
         self.module = module
         self.tokenizer = tokenizer
-        self._muted = False
+        self._level = 0  # how many of the library's own passes are under way, one in the other
         seen = observe(module, sample(module))
         _checked_logits(module, seen.output)
         try:
@@ -145,13 +145,14 @@ class Model:
         `visit` returns has the shape of what it was handed, (batch pos width). All is undone on leaving,
         also by an exception.
         """
+        level = self._level
         return visited(
             self.module,
             [self.site(site) for site in sites],
             visit,
             first=self.blocks[0],
             seen=self._seen,
-            muted=lambda: self._muted,
+            muted=lambda: self._level != level,
         )
 
     def logits(
@@ -216,9 +217,13 @@ class Model:
         """What every block returns in a pass over these tokens, to resume from."""
         outputs: dict[nn.Module, Any] = {}
         handles = []
+
+        def keep(block: nn.Module, _args: Any, out: Any) -> None:
+            outputs[block] = map_tensors(torch.clone, out) if self._changes(block) else out
+
         try:
             for block in self.blocks:
-                handles.append(block.register_forward_hook(lambda m, _args, out: outputs.update({m: out})))
+                handles.append(block.register_forward_hook(keep))
             self.logits(tokens, mask)
         finally:
             for handle in handles:
@@ -233,11 +238,9 @@ class Model:
         recorded rows are repeated likewise. Sites inside the skipped blocks are not reached, `resid` sites
         of the skipped blocks are. Where `model.resumes` is False this gives wrong results.
         """
-        outputs = {
-            module: _constant(map_tensors(lambda x: repeated(x, repeat), record.outputs[i]))
-            for i, module in enumerate(self.blocks[:block])
-        }
-        with returning(outputs):
+        with returning(
+            {module: self._recorded(i, record, repeat) for i, module in enumerate(self.blocks[:block])}
+        ):
             yield
 
     @torch.no_grad()
@@ -252,19 +255,16 @@ class Model:
     @cached_property
     def resumes(self) -> bool:
         """Whether passes may be resumed: whether blocks know of earlier ones only by what those return."""
-        tokens = sample(self.module)
-        try:
-            with self._unseen(), torch.no_grad():
-                whole = self.logits(repeated(tokens, 2))
-                record = self.record(tokens)
-                for block in sorted(
-                    {1, len(self.blocks) // 2, len(self.blocks) - 1} & set(range(len(self.blocks)))
-                ):
+        tokens, n = sample(self.module), len(self.blocks)
+        with self._apart(), torch.no_grad():
+            try:
+                whole, record = self.logits(repeated(tokens, 2)), self.record(tokens)
+                for block in sorted({min(1, n - 1), n // 2, n - 1}):
                     with self.resuming(record, block=block, repeat=2):
                         if not self._close(self.logits(repeated(tokens, 2)), whole):
                             return False
-        except _FAILURES:
-            return False
+            except _FAILURES:
+                return False
         return True
 
     @cached_property
@@ -273,7 +273,7 @@ class Model:
         tokens = sample(self.module, 2, 5)
         mask = torch.ones_like(tokens)
         mask[:, 3:] = 0
-        with self._unseen(), torch.no_grad():
+        with self._apart(), torch.no_grad():
             short = self.logits(tokens[:, :3])
             told = arguments(self.module, attention_mask=mask)
             out = self.module(tokens, **told)
@@ -283,7 +283,7 @@ class Model:
     def _unembeds(self) -> bool:
         """Whether the head reads what the last block wrote, and nothing else."""
         tokens = sample(self.module)
-        with self._unseen(), torch.no_grad():
+        with self._apart(), torch.no_grad():
             resid = hidden(self.record(tokens).outputs[self._last])
             try:
                 return resid is not None and self._close(self._unembed(resid), self.logits(tokens))
@@ -307,12 +307,13 @@ class Model:
     # Private
 
     @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        before, self._muted = self._muted, True
+    def _apart(self) -> Iterator[None]:
+        """Passes in here are the library's own: visits and resumptions opened outside leave them alone."""
+        self._level += 1
         try:
             yield
         finally:
-            self._muted = before
+            self._level -= 1
 
     @property
     def _last(self) -> int:
@@ -322,30 +323,35 @@ class Model:
     def _unembed(self, resid: Tensor) -> Tensor:
         x = resid.reshape(-1, 1, resid.shape[-1])
         outputs = {
-            block: self._passing(template, x if i == self._last else None)
+            block: passing(template, x if i == self._last else None)
             for i, (block, template) in enumerate(zip(self.blocks, self._templates, strict=True))
         }
         tokens = sample(self.module, 1, 1).expand(len(x), 1)
-        with self._unseen(), returning(outputs):
+        with self._apart(), returning(outputs):
             logits = self.logits(tokens)
         return logits.reshape(*resid.shape[:-1], -1)
 
-    def _passing(self, template: Any, x: Tensor | None) -> Callable[..., Any]:
-        """A block's forward that returns `x`, or what entered it, in the form that the block's output has."""
+    def _recorded(self, i: int, record: Record, repeat: int) -> Callable[..., Any]:
+        """A block's forward that returns what was recorded of it."""
+        block, output = self.blocks[i], map_tensors(lambda x: repeated(x, repeat), record.outputs[i])
+        own, level = block.forward, self._level
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return with_hidden(template, x if x is not None else hidden_inputs(args, kwargs)[0])
+            if self._level != level:
+                return own(*args, **kwargs)
+            return map_tensors(torch.clone, output) if self._changes(block) else output
 
         return forward
+
+    def _changes(self, block: nn.Module) -> bool:
+        """Whether what a block returns is written to in place by what comes after."""
+        call = self._seen.once(block)
+        return call is not None and "out" in call.changed
 
     def _close(self, x: Tensor, y: Tensor) -> bool:
         # Parts of float64 models compute in float32 (routers, scans), and other batch sizes round otherwise.
         tolerance = max(torch.finfo(x.dtype).eps ** 0.5, 1e-4)
         return bool((x - y).abs().max() <= tolerance * y.abs().max())
-
-
-def _constant(value: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: value
 
 
 def _logits(out: Any) -> Tensor:

@@ -38,7 +38,8 @@ class Layout:
 
     `parts` maps the stem of a site's name to the path of a module *inside a block*; the site is what
     leaves that module, or what enters it where the stem ends in `_in`. Where blocks differ, `parts` is a
-    sequence of such mappings, one for each block. A part that a block lacks gives that block no site.
+    sequence of such mappings, one for each block. A part that a block lacks gives that block no site. The
+    empty path is the block itself, where what it returns is not the residual stream but a part of it.
 
     >>> layout = Layout(blocks="transformer.h", embed="transformer.wte", norm="transformer.ln_f",
     ...                 head="lm_head", parts={"attn": "attn", "mlp_in": "mlp", "mlp": "mlp"})

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .tensors import hidden_inputs, with_hidden
+
 
 @dataclass(frozen=True)
 class Record:
@@ -35,6 +37,15 @@ def returning(outputs: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 del module.forward
             else:
                 module.forward = forward  # someone else's, such as accelerate's
+
+
+def passing(template: Any, x: Tensor | None) -> Callable[..., Any]:
+    """A forward that returns `x`, or what entered, in the form that `template` has."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return with_hidden(template, hidden_inputs(args, kwargs)[0] if x is None else x)
+
+    return forward
 
 
 def repeated(x: Tensor, times: int) -> Tensor:

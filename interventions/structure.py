@@ -86,8 +86,9 @@ def name_sites(module: nn.Module, layout: Layout, seen: Observation) -> dict[str
         block = f"{layout.blocks}.{i}"
         for stem, path in layout.parts_of(i).items():
             side: Side = "in" if stem.endswith("_in") else "out"
-            found.append(place(module, f"{block}.{path}", side, f"{stem}.{i}", seen))
-        found.append(place(module, block, "out", f"resid.{i}", seen))
+            found.append(place(module, f"{block}.{path}".rstrip("."), side, f"{stem}.{i}", seen))
+        if "" not in layout.parts_of(i).values():
+            found.append(place(module, block, "out", f"resid.{i}", seen))
     return {site.name: site for site in sorted(site for site in found if site is not None)}
 
 

@@ -197,12 +197,15 @@ def main(names: list[str]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     warnings.simplefilter("ignore")
-    columns = ["model type", "sites", "identity", "sums", "unembed", "resumes", "pads", "notes"]
-    print("|", " | ".join(columns), "|")
-    print("|", " | ".join("---" for _ in columns), "|")
+    columns = ["sites", "identity", "sums", "unembed", "resumes", "pads", "notes"]
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name in names or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         cells = row(name)
-        print("|", " | ".join(cells.get(column, "") for column in columns), "|", flush=True)
+        alike.setdefault(tuple(cells.get(column, "") for column in columns), []).append(name)
+    print("| model types |", " | ".join(columns), "|")
+    print("| --- |", " | ".join("---" for _ in columns), "|")
+    for cells, types in sorted(alike.items(), key=lambda item: (not item[0][0], -len(item[1]))):
+        print("|", ", ".join(types), "|", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":
