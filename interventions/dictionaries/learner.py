@@ -199,7 +199,7 @@ class Learner:
         }
         x = pool.sample(self.reads, 2**15) / into + pool.centre[self.reads]
         plain = SparseCoder(**weights, activation=ReLU())
-        batches = x.split(max(256, 2**25 // len(norms)))
+        batches = x.tensor_split(-(-x.shape[0] * len(norms) // 2**25))
         return SparseCoder(**weights, activation=self.recipe.activation(map(plain.pre_activations, batches)))
 
 

@@ -73,6 +73,8 @@ def train(
     written = [writes for _, writes in pairs]
     if not written or len(set(written)) < len(written):
         raise ValueError(f"One dictionary per site, and at least one; these write {written}.")
+    if steps < 1:
+        raise ValueError(f"Training takes at least one step, not {steps}.")
     if getattr(recipe, "k", 0) >= n_features:
         raise ValueError(f"{recipe} needs more than {n_features} features to choose from.")
     top = 2e-4 / (n_features / 2**14) ** 0.5 if lr is None else lr
