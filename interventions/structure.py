@@ -29,10 +29,12 @@ MLPS = {
     "shared_mlp", "channel_mix",
 }  # fmt: skip
 # A module that holds one of these carries a state from token to token.
-RECURRENT = {
-    "conv1d", "conv_1d", "q_conv1d", "conv", "A_log", "dt_bias", "time_decay", "rg_lru", "slope_rate",
-    "receptance", "igate_preact",
-}  # fmt: skip
+RECURRENT = {"A_log", "dt_bias", "time_decay", "rg_lru", "slope_rate", "receptance", "igate_preact"}
+CONVOLVING = {
+    "conv1d",
+    "conv_1d",
+    "conv",
+}  # so does one with these, but for attention with short convolutions
 # A module that holds one of these attends from token to token.
 ATTENDING = {
     "q_proj", "qkv_proj", "query_key_value", "c_attn", "qkv", "query", "Wqkv", "q", "Wq", "q_attn",
@@ -191,9 +193,13 @@ def _role(name: str, module: nn.Module) -> str | None:
     if name not in MIXERS:
         return None
     held = set(_held(module))
-    if held & RECURRENT or name in RECURRENT:
+    if held & RECURRENT:
         return "mixer"
-    return "attn" if held & ATTENDING or "att" in name else "mlp"
+    if held & ATTENDING:
+        return "attn"
+    if held & CONVOLVING or name in CONVOLVING:
+        return "mixer"
+    return "attn" if "att" in name else "mlp"
 
 
 def _held(module: nn.Module) -> Iterator[str]:
@@ -219,7 +225,8 @@ def _writer(block: nn.Module, path: str, bodies: list[nn.Module], seen: Observat
             continue
         if any(body in bodies for body in other.module.modules()):
             return None
-        if other.width == call.width and not other.same(call) and seen.once(other.module):
+        alone = len(other.inputs) == 1 and seen.once(other.module)
+        if alone and other.width == call.width and not other.same(call):
             call = other
     return names[id(call.module)]
 
