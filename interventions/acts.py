@@ -40,10 +40,8 @@ class Transcoder(Dictionary, Protocol):
 class Rows(Protocol):
     """Fast access to single features; what a dictionary lacks of it is worked out by autograd."""
 
-    def encoder_rows(
-        self, x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n d_in"]:
-        """Row i is the gradient of feature `index[i]` with respect to its input at `x[i]`."""
+    def encoder_rows(self, x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+        """Row i is the gradient of feature `index[i]`, which is active, with respect to its input at `x[i]`."""
         ...
 
     def readout(
