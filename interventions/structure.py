@@ -59,7 +59,7 @@ def discover(module: nn.Module, seen: Observation) -> Layout:
         after = [
             (name, c) for name, m in module.named_modules() if (c := seen.once(m)) and c.entered > last.left
         ]
-        leaves = [(name, c) for name, c in after if not list(c.module.children())]
+        leaves = [(name, c) for name, c in after if all(p.ndim < 2 for p in c.module.parameters())]
         norm = next((name for name, c in leaves if c.takes(last) and c.width == last.width), None)
     if callable(find := getattr(module, "get_output_embeddings", None)):
         head = _name(module, find())

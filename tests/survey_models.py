@@ -151,13 +151,13 @@ def _checks(model: Model) -> dict[str, str]:
         with model.visiting(model.sites, lambda _site, x: x.clone()):
             cells["identity"] = _mark((model.logits(tokens) - logits).abs().max() == 0)
         cells["sums"] = _sums(model, kept)
+        cells["unembed"] = "no"
         last = next((name for name in reversed(list(kept)) if name.startswith("resid.")), None)
         if last:
             try:
                 cells["unembed"] = _mark((model.unembed(kept[last]) - logits).abs().max() < tolerance)
-            except Exception as error:
-                notes.append(f"unembed: {_line(error)}")
-                _trace()
+            except ValueError as error:
+                cells["unembed"] = "no" if "no unembedding" in str(error) else _line(error)
         cells["resumes"] = _mark(model.resumes)
         cells["pads"] = _mark(model.pads)
     except Exception as error:
@@ -189,8 +189,8 @@ def _mark(value: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return text[:160].replace("|", "/")
+    text = f"{type(error).__name__}: {error}".splitlines()[0].partition(" Pass layout=")[0]
+    return text[:100].replace("|", "/")
 
 
 def main(names: list[str]) -> None:
