@@ -1,29 +1,33 @@
 """Everything that is a graph: effects, edges, circuits, and how good they are."""
 
-from .attribution import (
-    attribution_patching,
-    exact_patching,
-    gauss_legendre,
-    input_integrated_gradients,
-    integrated_gradients,
-    left_riemann,
-)
-from .discovery import find
-from .effects import Effects, SiteEffects
-from .evaluation import (
-    Curve,
-    Evaluation,
-    Score,
-    completeness,
-    faithfulness,
-    mean_ablation,
-    means,
-    resample_ablation,
-    zero_ablation,
-)
-from .graph import ERROR, OUTPUT, Circuit, Node
-from .selection import above, share, top
-from .wiring import edges
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attribution import (
+        attribution_patching,
+        exact_patching,
+        gauss_legendre,
+        input_integrated_gradients,
+        integrated_gradients,
+        left_riemann,
+    )
+    from .discovery import find
+    from .effects import Effects, SiteEffects
+    from .evaluation import (
+        Curve,
+        Evaluation,
+        Score,
+        completeness,
+        faithfulness,
+        mean_ablation,
+        means,
+        resample_ablation,
+        zero_ablation,
+    )
+    from .graph import ERROR, OUTPUT, Circuit, Node
+    from .selection import above, share, top
+    from .wiring import edges
 
 __all__ = [
     "ERROR",
@@ -53,3 +57,19 @@ __all__ = [
     "top",
     "zero_ablation",
 ]
+
+_MODULES = ("attribution", "discovery", "effects", "evaluation", "graph", "selection", "wiring")
+
+
+def __getattr__(name: str) -> Any:
+    # Names are looked up when they are used, so that `circuits --help` need not wait for torch.
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(import_module(f".{module}", __name__))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
