@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,10 +94,7 @@ def _layered(
     picture: Picture, rows: Sequence[Sequence[int]], sizes: Sequence[tuple[float, float]]
 ) -> list[float]:
     """Each mark near the middle of its neighbours, and clear of others in its row."""
-    near: list[list[tuple[int, float]]] = [[] for _ in picture.marks]
-    for line in picture.lines:
-        near[line.upstream].append((line.downstream, line.width))
-        near[line.downstream].append((line.upstream, line.width))
+    near = _neighbours(picture)
     xs = [0.0] * len(picture.marks)
     for row in rows:
         for i, x in zip(row, _spread([0.0] * len(row), [sizes[i][0] for i in row]), strict=True):
@@ -121,6 +119,19 @@ def _layered(
             for i, x in zip(row, _spread([middle] * len(row), [sizes[i][0] for i in row]), strict=True):
                 xs[i] = x
     return xs
+
+
+def _neighbours(picture: Picture) -> list[list[tuple[int, float]]]:
+    """The marks that each mark has a line to, with the line's width."""
+    near: list[list[tuple[int, float]]] = [[] for _ in picture.marks]
+    for line in picture.lines:
+        near[line.upstream].append((line.downstream, line.width))
+        near[line.downstream].append((line.upstream, line.width))
+    return near
+
+
+def _mean(xs: Sequence[float], near: Sequence[tuple[int, float]]) -> float:
+    return sum(xs[j] * width for j, width in near) / sum(width for _, width in near)
 
 
 def _spread(wanted: Sequence[float], widths: Sequence[float]) -> list[float]:
@@ -166,14 +177,17 @@ def _aligned(
         centres[i] = edge + width / 2
         columns.append(Column(label, centres[i], width))
         edge, i = edge + width + 4, stop
-    xs = [0.0] * len(picture.marks)
-    for row in rows:
-        for column in used:
-            cell = [i for i in row if picture.marks[i].column == column]
-            if column is not None and cell:
-                middle = [centres[column]] * len(cell)
-                for i, x in zip(cell, _spread(middle, [sizes[i][0] for i in cell]), strict=True):
-                    xs[i] = x
+    near = _neighbours(picture)
+    xs = [centres.get(mark.column or 0, 0.0) for mark in picture.marks]
+    for sweep in range(_SWEEPS):
+        for row in rows if sweep % 2 else rows[::-1]:
+            for column in used:
+                cell = [i for i in row if picture.marks[i].column == column]
+                if column is not None and cell:
+                    cell.sort(key=lambda i: (_mean(xs, near[i]) if near[i] else math.inf, i))
+                    places = _spread([centres[column]] * len(cell), [sizes[i][0] for i in cell])
+                    for i, x in zip(cell, places, strict=True):
+                        xs[i] = x
     return xs, tuple(columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -194,11 +195,12 @@ def _rows(circuit: Circuit) -> tuple[list[str], dict[Node, int]]:
     """The site of each row, and the row of each node."""
     order = {site: i for i, site in enumerate(circuit.features)}
     nodes = sorted(circuit.nodes[:-1], key=lambda node: order.get(node.site, len(order)))
+    per_cell = _per_cell(nodes)
     rows: list[str] = []
     row_of: dict[Node, int] = {}
     for site, group in groupby(nodes, key=lambda node: node.site):
         members = list(group)
-        parts = _cells(members) if circuit.positions is not None else _chunks(members, _PER_ROW)
+        parts = _cells(members, per_cell) if circuit.positions is not None else _chunks(members, _PER_ROW)
         for part in parts:
             row_of.update(dict.fromkeys(part, len(rows)))
             rows.append(site)
@@ -211,17 +213,30 @@ def _chunks(members: Sequence[Node], most: int) -> list[Sequence[Node]]:
     return [members[i : i + size] for i in range(0, len(members), size)]
 
 
-def _cells(members: Sequence[Node]) -> list[list[Node]]:
-    """Rows with at most two nodes at each position."""
-    seen: dict[int | None, int] = {}
+def _cells(members: Sequence[Node], most: int) -> list[list[Node]]:
+    """Rows with at most so many nodes at each position, and about as many in one as in the next."""
     rows: list[list[Node]] = []
-    for node in members:
-        count = seen.get(node.position, 0)
-        seen[node.position] = count + 1
-        if count // 2 == len(rows):
-            rows.append([])
-        rows[count // 2].append(node)
+    for position in dict.fromkeys(node.position for node in members):
+        for level, part in enumerate(_chunks([node for node in members if node.position == position], most)):
+            rows += [[]] * (level == len(rows))
+            rows[level] = [*rows[level], *part]
     return rows
+
+
+def _per_cell(nodes: Sequence[Node]) -> int:
+    """How many nodes side by side at one position make a page neither too wide nor too tall."""
+    cells = Counter((node.position, node.site) for node in nodes)
+    widest: dict[int | None, int] = {}
+    tallest: dict[str, int] = {}
+    for (position, site), count in cells.items():
+        widest[position] = max(count, widest.get(position, 0))
+        tallest[site] = max(count, tallest.get(site, 0))
+
+    def longer_side(most: int) -> float:
+        width = sum(min(count, most) for count in widest.values())
+        return max(width, sum(ceil(count / most) for count in tallest.values()))
+
+    return min(range(2, _PER_ROW + 1), key=longer_side)
 
 
 def _subtitle(circuit: Circuit, drawn: Circuit) -> str:
