@@ -12,7 +12,9 @@ if TYPE_CHECKING:
         integrated_gradients,
         left_riemann,
     )
-    from .discovery import find
+    from .curves import plot_curve
+from .discovery import find
+from .drawing import draw
     from .effects import Effects, SiteEffects
     from .evaluation import (
         Curve,
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
         zero_ablation,
     )
     from .graph import ERROR, OUTPUT, Circuit, Node
-    from .selection import above, share, top
+    from .plots import plot
+from .selection import above, share, top
     from .wiring import edges
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "above",
     "attribution_patching",
     "completeness",
+    "draw",
     "edges",
     "exact_patching",
     "faithfulness",
@@ -52,6 +56,8 @@ __all__ = [
     "left_riemann",
     "mean_ablation",
     "means",
+    "plot",
+    "plot_curve",
     "resample_ablation",
     "share",
     "top",
