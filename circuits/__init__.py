@@ -13,8 +13,8 @@ if TYPE_CHECKING:
         left_riemann,
     )
     from .curves import plot_curve
-from .discovery import find
-from .drawing import draw
+    from .discovery import find
+    from .drawing import draw
     from .effects import Effects, SiteEffects
     from .evaluation import (
         Curve,
@@ -29,7 +29,7 @@ from .drawing import draw
     )
     from .graph import ERROR, OUTPUT, Circuit, Node
     from .plots import plot
-from .selection import above, share, top
+    from .selection import above, share, top
     from .wiring import edges
 
 __all__ = [
@@ -64,7 +64,10 @@ __all__ = [
     "zero_ablation",
 ]
 
-_MODULES = ("attribution", "discovery", "effects", "evaluation", "graph", "selection", "wiring")
+_MODULES = (
+    "attribution", "discovery", "effects", "evaluation", "graph", "selection", "wiring",
+    "drawing", "plots", "curves",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
