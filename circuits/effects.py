@@ -20,8 +20,6 @@ from interventions.sites import Site
 from interventions.splice import Splice, splicing
 from tasks import Batch
 
-from .ragged import padded
-
 Metric = Callable[[Tensor, Batch], Tensor]  # (batch pos vocab), batch -> (batch)
 
 
@@ -97,7 +95,7 @@ class Change:
 
     def effects(self, splice: Splice, gradient: Float[Tensor, "batch pos d_model"]) -> SiteEffects:
         """The effects of the site's nodes, given the gradient of the metric at the site."""
-        slope = readouts(splice, gradient.flatten(0, 1), self.token, self.feature)
+        slope = splice.projected(gradient.flatten(0, 1), self.token, self.feature)
         return SiteEffects(
             gradient, self.token, self.feature, self.active, self.delta, self.delta * slope,
             self.error_delta, (gradient * self.error_delta).sum(-1), splice.n_features,
@@ -146,7 +144,8 @@ def changes(
     """
     patch = None
     if batch.patch is None:
-        targets = {site: _fixed_target(model, splice, reference) for site, splice in bound.items()}
+        shape = batch.clean.shape
+        targets = {site: _fixed_target(model, splice, reference, shape) for site, splice in bound.items()}
     else:
         targets, patch = _patched_targets(model, batch, metric, bound)
     found: dict[Site, Change] = {}
@@ -167,8 +166,7 @@ def changes(
 def gradients(
     model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice]
 ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
-    """The total gradient of the metric at every site on the clean prompts: one forward and one backward
-    pass."""
+    """The total gradient of the metric at every site on the clean prompts: one pass forward, one back."""
     left: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, x: Tensor) -> Tensor:
@@ -196,35 +194,60 @@ def _differentiable(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where the nodes of a site move to."""
+    """Where the nodes of a site move to. Features are listed as by `Splice.listed`."""
 
-    features: Callable[[Tensor], Tensor]  # clean features (batch pos feature) -> how far they move
-    error: Tensor
-    flow: Tensor  # decoded features plus error
+    key: Int[Tensor, " n"]
+    value: Float[Tensor, " n"]
+    flow: Float[Tensor, "batch pos d_model"]  # decoded features plus error
+
+    @classmethod
+    def of(cls, splice: Splice, entered: Tensor, left: Tensor) -> _Target:
+        skip = splice.skip(entered)
+        listed = splice.listed(splice.dictionary.encode(entered).flatten(0, 1))
+        return cls(*listed, left.clone() if skip is None else left - skip)
 
     def change(self, splice: Splice, entered: Tensor, left: Tensor) -> Change:
-        acts = splice.acts(entered, left)
-        skip = splice.skip(entered)
-        flow = left if skip is None else left - skip
-        delta = self.features(acts.features).flatten(0, 1)
-        active = splice.active(acts.features.flatten(0, 1))
-        token, feature = (active | (delta != 0)).nonzero(as_tuple=True)
-        listed = (active[token, feature], delta[token, feature])
-        return Change(left, token, feature, *listed, self.error - acts.error, self.flow - flow)
+        """How far the nodes are from here, which is clean.
+
+        What the error moves by is what the site moves by, less what its features move by: no dense decoding.
+        """
+        clean = _Target.of(splice, entered, left)
+        key, active, delta = _difference(clean, self)
+        token, feature = key // splice.n_features, key % splice.n_features
+        total = self.flow - clean.flow
+        decoded = splice.combined(token, feature, delta, total.shape[:-1].numel())
+        return Change(left, token, feature, active, delta, total - decoded.view_as(total), total)
 
 
-def _fixed_target(model: Model, splice: Splice, reference: Mapping[str, Acts] | None) -> _Target:
+def _difference(clean: _Target, patch: _Target) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys of either, whether they are of `clean`, and how much larger `patch` is."""
+    if torch.equal(clean.key, patch.key):
+        return clean.key, torch.ones_like(clean.key, dtype=torch.bool), patch.value - clean.value
+    key, place = torch.cat([clean.key, patch.key]).unique(return_inverse=True)
+    delta = clean.value.new_zeros(len(key))
+    delta.index_add_(0, place, torch.cat([-clean.value, patch.value]))
+    active = torch.zeros_like(key, dtype=torch.bool)
+    active[place[: len(clean.key)]] = True
+    return key, active, delta
+
+
+@torch.no_grad()
+def _fixed_target(
+    model: Model, splice: Splice, reference: Mapping[str, Acts] | None, shape: torch.Size
+) -> _Target:
+    """The same for every example: a reference, or zero for want of one."""
     if reference is None:
         zero = torch.zeros((), device=model.device, dtype=model.dtype)
-        nothing = splice.dictionary.decode(zero.expand(1, splice.n_features))[0]
-        return _Target(torch.neg, zero, nothing)
-    if splice.site.name not in reference:
+        acts = Acts(zero.expand(splice.n_features), zero.expand(splice.site.width))
+    elif splice.site.name in reference:
+        acts = reference[splice.site.name]
+    else:
         raise ValueError(
             f"The reference has no activations for {splice.site}; it has {', '.join(reference)}."
         )
-    acts = reference[splice.site.name]
+    features = acts.features.expand(*shape, -1).flatten(0, 1)
     flow = splice.dictionary.decode(acts.features) + acts.error
-    return _Target(lambda features: acts.features - features, acts.error, flow)
+    return _Target(*splice.listed(features), flow.expand(*shape, -1))
 
 
 @torch.no_grad()
@@ -234,18 +257,7 @@ def _patched_targets(
     targets: dict[Site, _Target] = {}
 
     def keep(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
-        acts = splice.acts(entered, left)
-        skip = splice.skip(entered)
-        flat = acts.features.flatten(0, 1)
-        token, feature = flat.nonzero(as_tuple=True)
-        value = flat[token, feature]
-
-        def change(features: Tensor) -> Tensor:
-            delta = -features
-            delta.flatten(0, 1)[token, feature] += value
-            return delta
-
-        targets[splice.site] = _Target(change, acts.error, left.clone() if skip is None else left - skip)
+        targets[splice.site] = _Target.of(splice, entered, left)
         return left
 
     with splicing(model, bound, keep):
@@ -262,17 +274,3 @@ def check_finite(what: str, tensors: Mapping[Site, Tensor] | Mapping[str, Tensor
             raise ValueError(
                 f"The {what} at {where} is not finite. Try dtype=torch.float32 and check the prompts."
             )
-
-
-def readouts(
-    splice: Splice,
-    covector: Float[Tensor, "token d_model"],
-    token: Int[Tensor, " n"],
-    feature: Int[Tensor, " n"],
-) -> Float[Tensor, " n"]:
-    """The covector of each listed token times the decoder row of the feature listed with it."""
-    out = covector.new_zeros(len(token))
-    for some, entry, inside in padded(token, len(covector), covector.shape[-1]):
-        rows = splice.readout(covector[some, None], feature[entry])[:, 0]
-        out[entry[inside]] = rows[inside]
-    return out

@@ -35,12 +35,13 @@ from interventions.sites import Site
 from interventions.splice import Dictionaries, Splice, splices, splicing
 from tasks import Batch
 
-from .effects import Effects, Metric, SiteEffects, readouts
+from .effects import Effects, Metric, SiteEffects
 from .graph import OUTPUT
 from .ragged import padded
 from .tally import standard_error
 
 _SLOT_BUDGET = 2**22  # elements of one batch of cotangents
+_ROW_BUDGET = 2**24  # elements of the rows gathered at once
 
 Pair = tuple[str, str]  # upstream, downstream
 
@@ -71,7 +72,7 @@ class Kept:
         """Refuses prompts of a length that the kept nodes were not meant for."""
         if len(self.row) not in (1, n_pos):
             raise ValueError(
-                f"Nodes of {site} are kept for {len(self.row)} positions, but the prompts have {n_pos} tokens."
+                f"Nodes of {site} are kept at {len(self.row)} positions, but the prompts have {n_pos} tokens."
             )
 
 
@@ -149,16 +150,15 @@ class _Targets:
 
 def _covectors(splice: Splice, x: Tensor, slope: Tensor, token: Tensor, feature: Tensor) -> Tensor:
     """How the metric hangs on what is read, through each of these active features."""
-    return splice.encoder_rows(x[token], feature) * readouts(splice, slope, token, feature)[:, None]
+    return splice.encoder_rows(x[token], feature) * splice.projected(slope, token, feature)[:, None]
 
 
 def _error_covectors(splice: Splice, x: Tensor, slope: Tensor, listed: SiteEffects) -> Tensor:
     """How the metric hangs on what is read through the error: all of it, less what the features carry."""
     error = slope.clone()
-    for some, entry, inside in padded(listed.token, len(x), x.shape[-1]):
-        token, feature = some[:, None].expand_as(entry)[inside], listed.feature[entry][inside]
-        order = token.argsort(stable=True)
-        error.index_add_(0, token[order], -_covectors(splice, x, slope, token[order], feature[order]))
+    for some in torch.arange(len(listed.token), device=x.device).split(max(1, _ROW_BUDGET // x.shape[-1])):
+        token = listed.token[some]
+        error.index_add_(0, token, -_covectors(splice, x, slope, token, listed.feature[some]))
     return error
 
 

@@ -41,13 +41,26 @@ class Rows(Protocol):
     """Fast access to single features; what a dictionary lacks of it is worked out by autograd."""
 
     def encoder_rows(self, x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        """Row i is the gradient of feature `index[i]`, which is active, with respect to its input at `x[i]`."""
+        """Row i is the gradient of feature `index[i]`, which is active, with respect to its input at
+        `x[i]`."""
         ...
 
     def readout(
         self, covector: Float[Tensor, "token slot d_out"], index: Int[Tensor, "token n"]
     ) -> Float[Tensor, "token slot n"]:
         """Each covector times the decoder rows of the features `index` of its token."""
+        ...
+
+    def projected(
+        self, covector: Float[Tensor, "token d_out"], token: Int[Tensor, " n"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """The covector of `token[i]` times the decoder row of feature `index[i]`; tokens ascend."""
+        ...
+
+    def combined(
+        self, token: Int[Tensor, " n"], index: Int[Tensor, " n"], weight: Float[Tensor, " n"], n_tokens: int
+    ) -> Float[Tensor, "token d_out"]:
+        """For each token, the decoder rows of its features, weighted and summed; tokens ascend."""
         ...
 
 
@@ -70,6 +83,13 @@ class Identity:
 
     def readout(self, covector: Tensor, index: Tensor) -> Tensor:
         return covector.gather(-1, index[:, None].expand(-1, covector.shape[1], -1))
+
+    def projected(self, covector: Tensor, token: Tensor, index: Tensor) -> Tensor:
+        return covector[token, index]
+
+    def combined(self, token: Tensor, index: Tensor, weight: Tensor, n_tokens: int) -> Tensor:
+        out = weight.new_zeros(n_tokens, int(index.max()) + 1 if len(index) else 0)
+        return out.index_put_((token, index), weight)
 
     def __repr__(self) -> str:
         return "Identity()"

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .acts import Acts, Dictionary, Identity, Rows, Transcoder
+from .dictionaries.coders import SparseCoder
 from .edits import Intervention
 from .model import Model
 from .sites import Site
@@ -30,6 +31,8 @@ class Splice:
     read: Site
     dictionary: Dictionary
     n_features: int
+    device: torch.device
+    dtype: torch.dtype
 
     @property
     def transcodes(self) -> bool:
@@ -50,11 +53,37 @@ class Splice:
         features = self.dictionary.encode(entered)
         return Acts(features, left - self.prediction(features, entered))
 
-    def active(self, features: Float[Tensor, "n feature"]) -> Bool[Tensor, "n feature"]:
-        """Which features hang on their input: those that are not zero; of the neurons, all."""
+    def listed(
+        self, features: Float[Tensor, "token feature"]
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Features that hang on their input: those that are not zero; of the neurons, all.
+
+        Gives `token * n_features + feature`, ascending, and the values.
+        """
+        flat = features.reshape(-1)
         if isinstance(self.dictionary, Identity):
-            return torch.ones_like(features, dtype=torch.bool)
-        return features != 0
+            return torch.arange(len(flat), device=flat.device), flat
+        key = flat.nonzero()[:, 0]
+        return key, flat[key]
+
+    def projected(
+        self, covector: Float[Tensor, "token d_out"], token: Int[Tensor, " n"], feature: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """The covector of each listed token times the decoder row of its feature; tokens ascend."""
+        if isinstance(self.dictionary, Rows):
+            return self.dictionary.projected(covector, token, feature)
+        return (covector[token] * self._decoder_rows(feature)).sum(-1)
+
+    def combined(
+        self, token: Int[Tensor, " n"], feature: Int[Tensor, " n"], weight: Float[Tensor, " n"], n_tokens: int
+    ) -> Float[Tensor, "token d_out"]:
+        """For each token, the decoder rows of its features, weighted and summed; tokens ascend."""
+        if isinstance(self.dictionary, Rows):
+            return self.dictionary.combined(token, feature, weight, n_tokens)
+        features = weight.new_zeros(n_tokens + 1, self.n_features)
+        features[token, feature] = weight
+        decoded = self.dictionary.decode(features)
+        return decoded[:-1] - decoded[-1]
 
     def encoder_rows(self, x: Float[Tensor, "n d_in"], feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
         """Row i is the gradient of `feature[i]`, which is active, to what the dictionary reads, at `x[i]`."""
@@ -71,11 +100,15 @@ class Splice:
         """Each covector times the decoder rows of the features listed for its token."""
         if isinstance(self.dictionary, Rows):
             return self.dictionary.readout(covector, feature)
+        rows = self._decoder_rows(feature.flatten()).unflatten(0, feature.shape)
+        return torch.einsum("tsd,tnd->tsn", covector, rows)
+
+    def _decoder_rows(self, feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
         distinct, inverse = feature.unique(return_inverse=True)
-        one_hot = covector.new_zeros(len(distinct) + 1, self.n_features)
+        one_hot = torch.zeros(len(distinct) + 1, self.n_features, device=self.device, dtype=self.dtype)
         one_hot[torch.arange(len(distinct)), distinct] = 1
         decoded = self.dictionary.decode(one_hot)
-        return torch.einsum("tsd,tnd->tsn", covector, (decoded[:-1] - decoded[-1])[inverse])
+        return (decoded[:-1] - decoded[-1])[inverse]
 
 
 @torch.no_grad()
@@ -93,12 +126,18 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
         read = site if reads is None else model.site(reads)
         if read > site:
             raise ValueError(f"The dictionary at {site} reads {read}, which the model computes only later.")
-        bound[site] = Splice(site, read, dictionary, _checked_features(model, site, read, dictionary))
+        n_features = _checked_features(model, site, read, dictionary)
+        bound[site] = Splice(site, read, dictionary, n_features, model.device, model.dtype)
     return dict(sorted(bound.items()))
 
 
 def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictionary) -> int:
-    """How many features a dictionary has, found by handing it one row of its site's width."""
+    """How many features a dictionary has: as it says, or found by handing it one row of its site's width."""
+    if isinstance(dictionary, SparseCoder) and (dictionary.d_in, dictionary.d_out) == (
+        read.width,
+        site.width,
+    ):
+        return dictionary.n_features
     row = torch.zeros(1, read.width, device=model.device, dtype=model.dtype)
     try:
         features = dictionary.encode(row)
@@ -176,6 +215,7 @@ def run(
     at a leaf is then the total effect of that feature on the logits. With `cut=True` they stop at every site;
     the gradient between two sites is then the direct effect of one on the other, by whatever path the
     architecture has for it. Gradients cross a transcoder only through its features (and its skip path).
+    Under `torch.no_grad` the leaves are on no graph.
     """
     computed: dict[str, Acts] = {}
     used: dict[str, Acts] = {}
@@ -188,8 +228,11 @@ def run(
         if splice.transcodes:
             error, through = error.detach(), prediction
         made = Acts(features, error)
-        acts = _changed(splice.site, made, interventions).as_leaves()
+        changed = _changed(splice.site, made, interventions)
+        acts = changed.as_leaves()
         computed[splice.site.name], used[splice.site.name] = made, acts
+        if changed is made and not torch.is_grad_enabled():
+            return left
         out = splice.dictionary.decode(acts.features) + acts.error
         skip = splice.skip(entered)
         if skip is not None:
@@ -197,7 +240,7 @@ def run(
         return out if cut else out + (through - through.detach())
 
     bound = splices(model, _with_neurons(model, dictionaries, interventions))
-    with torch.enable_grad(), splicing(model, bound, rewrite):
+    with splicing(model, bound, rewrite):
         logits = model.logits(tokens, mask)
     return Run(logits, computed, used)
 

@@ -122,9 +122,10 @@ class BatchTopK(Activation):
             raise ValueError(f"BatchTopK takes one threshold, not a tensor {tuple(threshold.shape)}.")
         # one axis, not none: a tensor without axes would be rounded to the dtype of what it is compared with
         self.register_buffer("threshold", _thresholds(threshold.reshape(1)))
+        self._value = self.threshold.item()
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.where(z > self.threshold, z, 0.0)
+        return nn.functional.threshold(z, self._value, 0.0)
 
     def cutoff(self, index: Tensor) -> Tensor:
         return self.threshold

@@ -9,9 +9,10 @@ from typing import Any, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding_bag, linear
 
 from .activations import Activation, ReLU
+from .pairs import picked, starts
 
 _CHUNK = 2**25  # numbers held at a time where single features are looked up
 
@@ -166,6 +167,21 @@ class SparseCoder(nn.Module):
         tokens = max(1, _CHUNK // max(1, index.shape[-1] * self.d_out))
         parts = zip(covector.split(tokens), index.split(tokens), strict=True)
         return torch.cat([c.to(self.W_dec.dtype) @ self.decoder_rows(i).mT for c, i in parts])
+
+    def projected(
+        self, covector: Float[Tensor, "token d_out"], token: Int[Tensor, " n"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """The covector of `token[i]` times the decoder row of feature `index[i]`; tokens ascend."""
+        return picked(covector.to(self.W_dec.dtype), self.W_dec, token, index)
+
+    def combined(
+        self, token: Int[Tensor, " n"], index: Int[Tensor, " n"], weight: Float[Tensor, " n"], n_tokens: int
+    ) -> Float[Tensor, "token d_out"]:
+        """For each token, the decoder rows of its features, weighted and summed; tokens ascend."""
+        weight = weight.to(self.W_dec.dtype)
+        return embedding_bag(
+            index, self.W_dec, starts(token, n_tokens), mode="sum", per_sample_weights=weight
+        )
 
     @property
     def fingerprint(self) -> str:
