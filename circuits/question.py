@@ -1,0 +1,318 @@
+"""What is asked on the command line: a model, its dictionaries and a task, by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from interventions.acts import Dictionary, Identity
+from interventions.dictionaries import load
+from interventions.model import Model
+from interventions.sites import Site
+from tasks import METRICS, TASKS, LogitDifference, Pair, ProbabilityDifference, Task
+from tasks.encoding import Encoder
+
+from . import embedded
+from .annotations import visible
+from .graph import Circuit
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+_CAN_RESUME = {
+    True: "yes: passes can start at any layer, which makes integrated gradients quicker",
+    False: "no: every pass runs through all layers",
+}
+_CAN_PAD = {True: "yes: padding on the right changes nothing", False: "no: batches have one length"}
+_FEW = 10  # prompts shown
+_WIDE = 40  # characters of a prompt shown
+
+
+@dataclass(frozen=True)
+class Question:
+    """A task put to a model, as it stands on the command line and in settings.json."""
+
+    model: str = "embedded"
+    dictionaries: str | None = None
+    sites: Sequence[str] | None = None
+    task: str = "agreement_across_pp"
+    metric: str | None = None
+    examples: int | None = None
+    held_out: float = 0.5
+    seed: int = 0
+    batch_size: int = 16
+    device: str = "auto"
+    dtype: str | None = None
+
+    def resolved(self) -> Question:
+        """With what is left open decided, and files by their whole path."""
+        given = self.dictionaries or ("embedded" if self.model == "embedded" else "neurons")
+        return replace(
+            self,
+            model=_path(self.model, "embedded"),
+            dictionaries=_path(given, "embedded", "neurons"),
+            task=_path(self.task, *TASKS),
+            examples=self.examples or (100 if self.task in TASKS else None),
+            device=_device(self.device),
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with everything loaded: the pairs to find a circuit on, and those to test it on."""
+
+    model: Model
+    dictionaries: Mapping[str, Dictionary]
+    first: Task
+    second: Task
+
+
+def part(kind: type[T], options: Mapping[str, Any]) -> T:
+    """A dataclass of options, from options by name; others are left aside."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> Asked:
+    """Loads what a question names. Mistakes that show without the model come first."""
+    _check_task(question.task)
+    folder = question.dictionaries or ""
+    if folder not in ("embedded", "neurons") and not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {folder!r} of dictionaries; `neurons` needs none.")
+    model = _model(question)
+    say(f"Model         {_described(model, question.model)}")
+    dictionaries = _dictionaries(question, model, found)
+    stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in dictionaries))
+    say(f"Dictionaries  {visible(Path(folder).name)}, at {len(dictionaries)} sites: {stems}")
+    task = first = second = _task(question, model)
+    if question.held_out:
+        try:
+            first, second = task.split(1 - question.held_out, question.seed)
+        except ValueError as error:
+            raise ValueError(f"{error} --held-out 0 tests on the pairs it finds on.") from None
+    pair = task.pairs[0]
+    say(f"Task          {visible(task.name)}: {_ended(_shown(pair.clean), 50)} → {_shown(pair.answers)}")
+    pairs = f"{len(second)} pairs" if found else f"{len(first)} pairs to find on"
+    if not found:
+        pairs += f", {len(second)} others to test on" if question.held_out else ", the same to test on"
+    say(f"              {pairs}")
+    return Asked(model, dictionaries, first, second)
+
+
+def _model(question: Question) -> Model:
+    from transformers.utils import logging
+
+    source = str(embedded.HERE / "model") if question.model == "embedded" else question.model
+    dtype = None if question.dtype is None else getattr(torch, question.dtype)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if Path(source).exists():
+        logging.disable_progress_bar()  # while a download keeps its bar
+    try:
+        return Model.load(source, device=question.device, dtype=dtype)
+    except ImportError as error:
+        raise ValueError(
+            f"{question.model} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _dictionaries(question: Question, model: Model, found: Circuit | None) -> dict[str, Dictionary]:
+    known: dict[str, Dictionary]
+    wanted = list(question.sites or ())
+    if question.dictionaries == "neurons":
+        wanted = wanted or list(found.features if found else ())
+        known = {n: Identity() for n, site in model.sites.items() if wanted or site.side == "out"}
+    else:
+        ours = question.dictionaries == "embedded"
+        folder = embedded.HERE / "dictionaries" if ours else Path(str(question.dictionaries))
+        known = dict(load(folder, device=model.device, dtype=model.dtype))
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", name) for name in known))
+            raise LookupError(f"No site matches {pattern!r}; there are {stems}.")
+    return {n: d for n, d in known.items() if not wanted or any(fnmatchcase(n, p) for p in wanted)}
+
+
+def _task(question: Question, model: Model | None) -> Task:
+    metric = None if question.metric is None else METRICS[question.metric.replace("-", "_")]
+    if question.task in TASKS:
+        make = TASKS[question.task]
+        random = "vocab_size" in inspect.signature(make).parameters
+        task = make(
+            n=question.examples, seed=question.seed, **(_vocabulary(model) if model and random else {})
+        )
+        task = task if metric is None else replace(task, metric=metric)
+    else:
+        task = Task.load(question.task, metric=metric)
+        n = len(task) if question.examples is None else question.examples
+        if n > len(task):
+            raise ValueError(f"{question.task} has {len(task)} pairs: cannot take {n}.")
+        task = task.take(n)
+    if model and model.tokenizer is None and any(isinstance(pair.clean, str) for pair in task.pairs):
+        raise ValueError(f"The prompts of {task.name} are texts, and the model has no tokenizer beside it.")
+    return task
+
+
+def _vocabulary(model: Model) -> dict[str, Any]:
+    """What a task of random tokens may draw from."""
+    with torch.no_grad():
+        size = model.logits(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+    if model.tokenizer is None:
+        return {"vocab_size": size}
+    special = getattr(model.tokenizer, "all_special_ids", ())
+    size = min(size, len(model.tokenizer))
+    return {"vocab_size": size, "exclude": special, "opening": _opening(model.tokenizer)}
+
+
+def _opening(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens with which a tokenizer opens every text."""
+    return Encoder.of(tokenizer, [Pair("a", None, ())]).opening
+
+
+def _check_task(name: str) -> None:
+    if name not in TASKS and not Path(name).exists():
+        raise LookupError(f"No task {name!r}, nor such a file. Built in are {', '.join(TASKS)}.")
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"No device {name!r}; auto, cpu, cuda, cuda:1 and mps are such.") from None
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"There is no device {name} on this machine.")
+    return name
+
+
+def _described(model: Model, source: str) -> str:
+    name = Path(source).name if Path(source).exists() else source
+    return f"{visible(name)}: {len(model.blocks)} layers, width {model.width}, on {model.device}"
+
+
+def _path(given: str, *words: str) -> str:
+    """A word as it is, a path that exists whole, anything else (a name on the hub) as it is."""
+    return given if given in words or not Path(given).exists() else str(Path(given).resolve())
+
+
+# --- tasks, models ------------------------------------------------------------------------------------------
+
+
+def list_tasks(*, say: Say) -> None:
+    """The built-in tasks, a line each."""
+    width = max(map(len, TASKS))
+    for name, make in TASKS.items():
+        say(f"  {name:{width}}  {make(n=1).description}")
+    say("\n`circuits tasks NAME` shows prompts, and with --model how a model does on them.")
+    say("A task of your own is a file of JSON lines; docs/tasks.md says what is in it.")
+
+
+def show_task(question: Question, *, measured: bool, say: Say) -> None:
+    """Some prompts of a task and, where a model is `measured`, how it does on them."""
+    _check_task(question.task)
+    if question.task in TASKS and question.examples is None:
+        question = replace(question, examples=5)
+    question = question.resolved()
+    model = _model(question) if measured else None
+    task = _task(question, model)
+    say(f"{task.name}: {task.description}" if task.description else task.name)
+    say(f"{len(task)} pairs, metric {metric_name(task)}\n")
+    few = task.pairs[:_FEW]
+    table = [("clean", "patch", "answer", "foil")]
+    table += [tuple(map(_shown, (pair.clean, pair.patch, pair.answers, pair.foils))) for pair in few]
+    widths = [min(_WIDE, max(map(len, column))) for column in zip(*table, strict=True)]
+    scores = ["metric", *(_alone(model, task, pair) for pair in few)]
+    for row, score in zip(table, scores, strict=True):
+        cells = (f"{_ended(cell, width):{width}}" for cell, width in zip(row, widths, strict=True))
+        say("  ".join([*cells, f"{score:>6}" if model else ""]).rstrip())
+    if len(task) > _FEW:
+        say(f"... and {len(task) - _FEW} more")
+    if model is not None:
+        with torch.no_grad():
+            batches = task.batches(model.tokenizer, question.batch_size, model.device)
+            metric = torch.cat([task.metric(model.logits(batch.clean), batch).double() for batch in batches])
+        right = f"right on {(metric > 0).double().mean():.1%} (metric above 0), " if signed(task) else ""
+        say(f"\n{_described(model, question.model)}")
+        say(f"{len(metric)} pairs: {right}mean {metric_name(task)} {metric.mean():.3f}")
+
+
+def show_model(question: Question, *, say: Say) -> None:
+    """What a model is, and the sites that it has."""
+    question = question.resolved()
+    model = _model(question)
+    config, tokenizer = getattr(model.module, "config", None), model.tokenizer
+    kind = f" ({visible(config.model_type)})" if config is not None and hasattr(config, "model_type") else ""
+    count = sum(p.numel() for p in model.module.parameters())
+    dtype = str(model.dtype).removeprefix("torch.")
+    opening = tokenizer.decode(list(_opening(tokenizer))) if tokenizer and _opening(tokenizer) else ""
+    say(f"{_described(model, question.model)}\n")
+    say(f"  family       {type(model.module).__name__}{kind}")
+    say(f"  parameters   {count:,}, {dtype}")
+    says = f"{len(tokenizer):,} tokens" if tokenizer else "none"
+    say(f"  tokenizer    {says}{f', opens a text with {visible(opening)}' if opening else ''}")
+    say(f"  fingerprint  {model.fingerprint}")
+    say(f"  resumes      {_CAN_RESUME[model.resumes]}")
+    say(f"  pads         {_CAN_PAD[model.pads]}\n")
+    kinds = list(dict.fromkeys(map(_kind, model.sites.values())))
+    wide = max(len(name) for name, _, _ in kinds)
+    say(f"  {'site':{wide}}  width  what flows there")
+    for name, width, where in kinds:
+        say(f"  {name:{wide}}  {width:5}  {where}")
+    say(f"\n  * is a layer, 0 to {len(model.blocks) - 1}; --sites takes such names and patterns.")
+
+
+def _kind(site: Site) -> tuple[str, int, str]:
+    """What sites have in common in all layers: name with a star, width, and place with a star."""
+    stem, _, layer = site.name.partition(".")
+    path = site.path
+    if layer.isdigit():
+        stem, path = f"{stem}.*", re.sub(rf"\b{layer}\b", "*", path, count=1)
+    return stem, site.width, f"what {'enters' if site.side == 'in' else 'leaves'} {path}"
+
+
+def _alone(model: Model | None, task: Task, pair: Pair) -> str:
+    """The metric of one pair."""
+    if model is None:
+        return ""
+    try:
+        (batch,) = replace(task, pairs=[pair]).batches(model.tokenizer, 1, model.device)
+    except ValueError:
+        return "unfit"
+    with torch.no_grad():
+        return f"{task.metric(model.logits(batch.clean), batch).item():+.3f}"
+
+
+def _shown(given: Any) -> str:
+    """A prompt, or answers, on one line."""
+    if given is None or isinstance(given, str):
+        return visible(given or "none")
+    parts = [visible(x).strip() if isinstance(x, str) else str(x) for x in given]
+    return (" " if any(isinstance(x, int) for x in given) else ", ").join(parts)
+
+
+def _ended(text: str, width: int) -> str:
+    """The end of a text that is too long."""
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def signed(task: Task) -> bool:
+    """Whether the metric is above 0 where the model is right."""
+    return isinstance(task.metric, LogitDifference | ProbabilityDifference)
+
+
+def metric_name(task: Task) -> str:
+    known = (name for name, metric in METRICS.items() if metric == task.metric)
+    return next(known, repr(task.metric)).replace("_", " ")
