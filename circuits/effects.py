@@ -147,7 +147,7 @@ def changes(
         shape = batch.clean.shape
         targets = {site: _fixed_target(model, splice, reference, shape) for site, splice in bound.items()}
     else:
-        targets, patch = _patched_targets(model, batch, metric, bound)
+        targets, patch = _patched_targets(model, batch, batch.patch, metric, bound)
     found: dict[Site, Change] = {}
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def _fixed_target(
 
 @torch.no_grad()
 def _patched_targets(
-    model: Model, batch: Batch, metric: Metric, bound: Mapping[Site, Splice]
+    model: Model, batch: Batch, prompts: Tensor, metric: Metric, bound: Mapping[Site, Splice]
 ) -> tuple[dict[Site, _Target], Tensor]:
     targets: dict[Site, _Target] = {}
 
@@ -261,7 +261,7 @@ def _patched_targets(
         return left
 
     with splicing(model, bound, keep):
-        patch = metric(model.logits(batch.patch), batch)
+        patch = metric(model.logits(prompts), batch)
     check_finite("activation", {site: target.flow for site, target in targets.items()})
     return targets, patch
 

@@ -21,7 +21,7 @@ effect where that is its change times its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from interventions.acts import Identity
 from interventions.model import Model
 from interventions.sites import Site
 from interventions.splice import Dictionaries, Splice, splices, splicing
@@ -38,42 +37,10 @@ from tasks import Batch
 from .effects import Effects, Metric, SiteEffects
 from .graph import OUTPUT
 from .ragged import padded
+from .slots import Kept, Targets, pulled, slots
 from .tally import standard_error
 
-_SLOT_BUDGET = 2**22  # elements of one batch of cotangents
-_ROW_BUDGET = 2**24  # elements of the rows gathered at once
-
 Pair = tuple[str, str]  # upstream, downstream
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The nodes of one site that take part, each with a row of its own."""
-
-    row: Int[
-        Tensor, "pos node"
-    ]  # -1 where a node is left out; one line for all positions where these are summed
-
-    @classmethod
-    def of(cls, mask: Bool[Tensor, "*pos node"]) -> Kept:
-        lines = mask[None] if mask.ndim == 1 else mask
-        row = torch.full(lines.shape, -1, device=mask.device)
-        row[lines] = torch.arange(int(lines.sum()), device=mask.device)
-        return cls(row)
-
-    def __len__(self) -> int:
-        return int(self.row.max()) + 1
-
-    def at(self, pos: Int[Tensor, " n"], node: Int[Tensor, " n"] | int) -> Int[Tensor, " n"]:
-        """Rows of nodes, or -1."""
-        return self.row[pos if len(self.row) > 1 else torch.zeros_like(pos), node]
-
-    def check(self, site: str, n_pos: int) -> None:
-        """Refuses prompts of a length that the kept nodes were not meant for."""
-        if len(self.row) not in (1, n_pos):
-            raise ValueError(
-                f"Nodes of {site} are kept at {len(self.row)} positions, but the prompts have {n_pos} tokens."
-            )
 
 
 @dataclass(frozen=True)
@@ -109,57 +76,6 @@ class _Source:
         if bool((self.error_column >= 0).any()):
             scores = torch.einsum("tsd,td->ts", covector, self.error_delta)[..., None]
             yield torch.arange(n_tokens, device=covector.device), self.error_column[:, None], scores
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """The kept nodes of one site that something can reach, in one batch: the last feature index is the
-    error."""
-
-    token: Int[Tensor, " n"]
-    row: Int[Tensor, " n"]
-    covectors: Callable[[Tensor], Float[Tensor, "m d_in"]]  # of some entries
-
-    @classmethod
-    def of(
-        cls, splice: Splice, read: Tensor, effects: SiteEffects, kept: Kept, rows: range, pos: Tensor
-    ) -> _Targets:
-        x, slope = read.detach().flatten(0, 1), effects.gradient.flatten(0, 1)
-        listed = effects.only(effects.active)
-        row = kept.at(pos[listed.token], listed.feature)
-        features = listed.only((row >= rows.start) & (row < rows.stop))
-        error_row = kept.at(pos, splice.n_features)
-        # The error of a transcoder hangs on nothing that is differentiated, and neurons leave none.
-        has_error = not (splice.transcodes or isinstance(splice.dictionary, Identity))
-        error_token = ((error_row >= rows.start) & (error_row < rows.stop) & has_error).nonzero()[:, 0]
-        error = _error_covectors(splice, x, slope, listed) if len(error_token) else None
-
-        token = torch.cat([features.token, error_token])
-        feature = torch.cat([features.feature, torch.full_like(error_token, splice.n_features)])
-
-        def covectors(entries: Tensor) -> Tensor:
-            plain, at = entries < len(features.token), token[entries]
-            out = x.new_zeros(len(entries), x.shape[-1])
-            out[plain] = _covectors(splice, x, slope, at[plain], feature[entries[plain]])
-            if error is not None:
-                out[~plain] = error[at[~plain]]
-            return out
-
-        return cls(token, kept.at(pos[token], feature) - rows.start, covectors)
-
-
-def _covectors(splice: Splice, x: Tensor, slope: Tensor, token: Tensor, feature: Tensor) -> Tensor:
-    """How the metric hangs on what is read, through each of these active features."""
-    return splice.encoder_rows(x[token], feature) * splice.projected(slope, token, feature)[:, None]
-
-
-def _error_covectors(splice: Splice, x: Tensor, slope: Tensor, listed: SiteEffects) -> Tensor:
-    """How the metric hangs on what is read through the error: all of it, less what the features carry."""
-    error = slope.clone()
-    for some in torch.arange(len(listed.token), device=x.device).split(max(1, _ROW_BUDGET // x.shape[-1])):
-        token = listed.token[some]
-        error.index_add_(0, token, -_covectors(splice, x, slope, token, listed.feature[some]))
-    return error
 
 
 class Edges:
@@ -198,12 +114,12 @@ class Edges:
             if not rows or not read.requires_grad:
                 continue
             kept = self.kept[site.name]
-            targets = _Targets.of(splice, read, effects[site.name], kept, rows, pos)
+            targets = Targets.of(splice, read, effects[site.name], kept, rows, pos)
             found = _Blocks(n_batch, len(rows))
             upstream = [up for up in sources if up < site]
             leaves = [cut.leaves[up] for up in upstream]
-            for cotangent, row in _slots(targets, read, leaves, example):
-                for up, covector in zip(upstream, _pulled(read, leaves, cotangent), strict=True):
+            for cotangent, row in slots(targets, read, leaves, example):
+                for up, covector in zip(upstream, pulled(read, leaves, cotangent), strict=True):
                     if covector is not None:
                         found.add(sources[up], covector.flatten(1, 2).transpose(0, 1), row, example)
             self._sum(found, site.name)
@@ -298,62 +214,6 @@ class _CutPass:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), splicing(model, bound, rewrite):
             value = metric(model.logits(batch.clean), batch)
         return cls(reads, leaves, value)
-
-
-def _pulled(
-    read: Tensor, leaves: Sequence[Tensor], cotangent: Float[Tensor, "slot batch pos d_in"]
-) -> Sequence[Float[Tensor, "slot batch pos d_model"] | None]:
-    return torch.autograd.grad(
-        read, leaves, cotangent, is_grads_batched=True, retain_graph=True, allow_unused=True
-    )
-
-
-def _slots(
-    targets: _Targets, read: Tensor, leaves: Sequence[Tensor], example: Int[Tensor, " token"]
-) -> Iterator[tuple[Float[Tensor, "slot batch pos d_in"], Int[Tensor, "token slot"]]]:
-    """Packs targets into cotangents. Yields these, and which target a slot carries at a token (-1 for
-    none)."""
-    if not len(targets.token) or not leaves:
-        return
-    local = not _mixes_positions(read, leaves)
-    owner = targets.token if local else example[targets.token]
-    slot = _rank(owner, targets.row)
-    n_tokens, width = len(example), read.shape[-1]
-    at_once = max(1, _SLOT_BUDGET // read.numel())
-    for start in range(0, int(slot.max()) + 1, at_once):
-        some = ((slot >= start) & (slot < start + at_once)).nonzero()[:, 0]
-        here = slot[some] - start
-        n_slots = int(here.max()) + 1
-        cotangent = read.new_zeros(n_slots, n_tokens, width)
-        cotangent[here, targets.token[some]] = targets.covectors(some)
-        row = torch.full((n_tokens if local else int(example[-1]) + 1, n_slots), -1, device=read.device)
-        row[owner[some], here] = targets.row[some]
-        yield cotangent.view(n_slots, *read.shape), row if local else row[example]
-
-
-def _rank(owner: Int[Tensor, " n"], row: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Numbers the distinct rows of each owner from 0."""
-    key, inverse = torch.stack([owner, row]).unique(dim=1, return_inverse=True)
-    first = torch.searchsorted(key[0].contiguous(), key[0].contiguous())
-    return (torch.arange(key.shape[1], device=owner.device) - first)[inverse]
-
-
-def _mixes_positions(read: Float[Tensor, "batch pos d_in"], leaves: Sequence[Tensor]) -> bool:
-    """Whether `read` at one position hangs on a leaf at another.
-
-    Random cotangents at the positions whose number has a given bit set (or not set) must leave no gradient
-    elsewhere; any two positions differ in some bit. Each example probes one such set.
-    """
-    n_batch, n_pos, _ = read.shape
-    at = torch.arange(n_pos, device=read.device)
-    sets = [(at >> k) & 1 == value for k in range((n_pos - 1).bit_length()) for value in (0, 1)]
-    if not sets:
-        return False
-    n_slots = -(-len(sets) // n_batch)
-    inside = torch.stack([sets[i % len(sets)] for i in range(n_slots * n_batch)])
-    inside = inside.view(n_slots, n_batch, n_pos, 1)
-    noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read)
-    return any(bool((g * ~inside).any()) for g in _pulled(read, leaves, inside * noise) if g is not None)
 
 
 class _Blocks:

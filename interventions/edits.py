@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -14,8 +14,11 @@ from torch import Tensor
 from .acts import Acts
 from .sites import Site
 
+T = TypeVar("T")
+BySite: TypeAlias = Mapping[str, T] | Mapping[Site, T]  # sites, or their names
 
-def _by_name(values: Mapping[Site | str, Any]) -> dict[str, Any]:
+
+def _by_name(values: BySite[Any]) -> dict[str, Any]:
     return {str(site): value for site, value in values.items()}
 
 
@@ -90,8 +93,8 @@ class Ablate(Intervention):
     tensor([[[0., 2., 0.]]])
     """
 
-    nodes: Mapping[Site | str, Tensor | Sequence[int]]
-    to: Mapping[Site | str, Acts] | None = None
+    nodes: BySite[Tensor] | BySite[Sequence[int]] | BySite[list[int]]
+    to: BySite[Acts] | None = None
 
     @property
     def sites(self) -> Set[str]:
@@ -109,7 +112,7 @@ class Ablate(Intervention):
 class Patch(Intervention):
     """Replaces what a site computes by other activations, such as those of another prompt."""
 
-    values: Mapping[Site | str, Acts]
+    values: BySite[Acts]
 
     @property
     def sites(self) -> Set[str]:
@@ -128,7 +131,7 @@ class Add(Intervention):
     tensor([[[3., 0.]]])
     """
 
-    directions: Mapping[Site | str, Tensor]
+    directions: BySite[Tensor]
     scale: float = 1.0
 
     @property
@@ -154,7 +157,7 @@ class Clamp(Intervention):
     tensor([[[0., 5., 0.]]])
     """
 
-    values: Mapping[Site | str, Mapping[int, float]]
+    values: BySite[Mapping[int, float]]
 
     @property
     def sites(self) -> Set[str]:
