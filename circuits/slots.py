@@ -2,7 +2,7 @@
 
 A target is a kept node that hangs on what its dictionary reads. In activation space it is a covector: the
 gradient of the metric, through that node alone, with respect to what is read. Targets that cannot reach the
-same source share a slot: those of different examples, and those of different tokens where positions do not mix.
+same source share a slot: those of different examples, and of different tokens where positions do not mix.
 """
 
 from __future__ import annotations
