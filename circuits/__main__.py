@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 _ABOUT = "Find the features inside a language model that cause a behaviour, and test whether they do."
 _EXAMPLES = """examples:
-  circuits find                         a circuit of the small model that is shipped, in a minute or so
+  circuits find                     a circuit of the small model that is shipped
   circuits find --task agreement_across_rc --node 50
-  circuits find --model EleutherAI/pythia-70m-deduped --task my_task.jsonl --sites 'resid.*'
+  circuits find --model EleutherAI/pythia-70m-deduped --task my_task.jsonl
   circuits evaluate results/agreement_across_pp --ablation zero
   circuits draw results/agreement_across_pp --nodes 30 --format pdf
   circuits tasks pronouns --model openai-community/gpt2
@@ -28,22 +28,22 @@ _EXAMPLES = """examples:
 
 `circuits COMMAND --help` says more."""
 _FIND = """examples:
-  circuits find                                  everything that is shipped: model, dictionaries, task
+  circuits find                     everything that is shipped: model, dictionaries, task
   circuits find --dictionaries neurons --sites 'mlp.*' --node 50
-  circuits find --model ./my-model --dictionaries ./my-saes --task my_task.jsonl --out results/mine
+  circuits find --model ./my-model --dictionaries ./my-saes --task my_task.jsonl
   circuits find --per-position --edge 1%
 
---node and --edge take 100 (the 100 largest), 0.1 (all above 0.1, in units of the metric), or 90% (the
-fewest that make up 90% of the total). --edge none leaves edges out.
+--node and --edge take 100 (the 100 largest), 0.1 (all above 0.1, in units of the
+metric), or 90% (the fewest that make up 90% of the total). --edge none leaves edges out.
 
-What is done is kept in OUT/checkpoint until the circuit is tested: an interrupted run goes on where it
-stopped when the same command is given again."""
-_EVALUATE = """The options are those that `circuits find` left in FOLDER/settings.json, and the pairs are
-those that it held out. What is given here takes their place.
+What is done is kept in OUT/checkpoint until the circuit is tested: an interrupted run
+goes on where it stopped when the same command is given again."""
+_EVALUATE = """The options are those that `circuits find` left in FOLDER/settings.json, and the pairs
+are those that it held out. What is given here takes their place.
 
 examples:
   circuits evaluate results/agreement_across_pp
-  circuits evaluate results/agreement_across_pp --task agreement_across_rc --out results/transfer"""
+  circuits evaluate results/agreement_across_pp --task agreement_simple --out results/other"""
 _DRAW = """examples:
   circuits draw results/agreement_across_pp --nodes 30 --edges 60
   circuits draw results/agreement_across_pp --annotations names.json --format png

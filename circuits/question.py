@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,20 +113,17 @@ def _model(question: Question) -> Model:
 
     source = str(embedded.HERE / "model") if question.model == "embedded" else question.model
     dtype = None if question.dtype is None else getattr(torch, question.dtype)
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    if Path(source).exists():
-        logging.disable_progress_bar()  # while a download keeps its bar
     try:
-        return Model.load(source, device=question.device, dtype=dtype)
+        # What transformers shows while it reads files from this disk is of no use; a download keeps its bar.
+        with redirect_stderr(StringIO()) if Path(source).exists() else nullcontext():
+            return Model.load(source, device=question.device, dtype=dtype)
     except ImportError as error:
-        raise ValueError(
-            f"{question.model} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{question.model} cannot be loaded: {first_line}") from error
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _dictionaries(question: Question, model: Model, found: Circuit | None) -> dict[str, Dictionary]:
@@ -314,5 +313,6 @@ def signed(task: Task) -> bool:
 
 
 def metric_name(task: Task) -> str:
+    """What a metric is called in files and on the command line."""
     known = (name for name, metric in METRICS.items() if metric == task.metric)
     return next(known, repr(task.metric)).replace("_", " ")

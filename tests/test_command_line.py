@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -431,3 +432,11 @@ def test_every_choice_is_one_that_the_library_has():
         assert _parser().parse_args(["find", "--method", method]).method == method
     for ablation in commands.ABLATIONS:
         assert _parser().parse_args(["find", "--ablation", ablation]).ablation == ablation
+
+
+def test_the_commands_on_the_page_are_such():
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    lines = [line.removeprefix("$ circuits ") for line in page.splitlines() if line.startswith("$ circuits ")]
+    assert len(lines) > 5
+    for line in lines:
+        assert _parser().parse_args(shlex.split(line)).run
