@@ -239,7 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_question(evaluate)
     _add_trial(evaluate)
     _add_machine(evaluate)
-    evaluate.set_defaults(**{action.dest: None for action in evaluate._actions if action.dest not in _OWN})
+    for action in evaluate._actions:
+        if action.dest not in ("help", "folder"):  # what is not given is as it was
+            action.default, action.help = None, re.sub(r" \(default[^)]*\)", "", action.help or "")
     group = evaluate.add_argument_group("results")
     group.add_argument("--out", metavar="FOLDER", help="where to (default: FOLDER)")
     _add_report(group)
@@ -269,9 +271,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_machine(models, batch_size=False)
     _add_debug(models)
     return parser
-
-
-_OWN = ("help", "folder")
 
 
 def _add_question(parser: argparse.ArgumentParser) -> None:
@@ -332,7 +331,7 @@ def _add_trial(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--errors", choices=("scored", "kept", "removed"), default="scored", metavar="NAME",
-        help="error nodes: scored (as in the circuit, default), kept (all), removed (all)",
+        help="error nodes inside: scored (default), those of the circuit; kept, all; removed, none",
     )  # fmt: skip
     group.add_argument(
         "--start-layer", type=_natural, default=0, metavar="N", help="leave earlier layers alone (default: 0)"
@@ -342,7 +341,9 @@ def _add_trial(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser, *, batch_size: bool = True) -> None:
     group = parser.add_argument_group("the machine")
     if batch_size:
-        group.add_argument("--batch-size", type=_count, default=16, metavar="N", help="(default: 16)")
+        group.add_argument(
+            "--batch-size", type=_count, default=16, metavar="N", help="prompts at once (default: 16)"
+        )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument(
         "--dtype", choices=("float32", "float64", "bfloat16", "float16"), metavar="NAME",
