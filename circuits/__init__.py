@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         input_integrated_gradients,
         integrated_gradients,
         left_riemann,
+        midpoint,
     )
     from .curves import plot_curve
     from .discovery import find
@@ -56,6 +57,7 @@ __all__ = [
     "left_riemann",
     "mean_ablation",
     "means",
+    "midpoint",
     "plot",
     "plot_curve",
     "resample_ablation",

@@ -43,8 +43,19 @@ class Method(Protocol):
     ) -> Effects: ...
 
 
+def midpoint(steps: int) -> Rule:
+    """The middles of equal steps. Holds its own where the metric turns sharply on the way, as it often does.
+
+    >>> midpoint(2)
+    ([0.25, 0.75], [0.5, 0.5])
+    """
+    return [(k + 0.5) / steps for k in range(steps)], [1 / steps] * steps
+
+
 def gauss_legendre(steps: int) -> Rule:
     """The points and weights that integrate polynomials up to degree `2 * steps - 1` exactly.
+
+    The most exact where the way is smooth.
 
     >>> gauss_legendre(1)
     ([0.5], [1.0])
@@ -64,7 +75,7 @@ def left_riemann(steps: int) -> Rule:
     return [k / steps for k in range(steps)], [1 / steps] * steps
 
 
-FIVE_POINTS = gauss_legendre(5)
+SIX_MIDDLES = midpoint(6)
 
 
 def attribution_patching(
@@ -97,14 +108,14 @@ def integrated_gradients(
     dictionaries: Dictionaries,
     *,
     reference: Mapping[str, Acts] | None = None,
-    rule: Rule = FIVE_POINTS,
+    rule: Rule = SIX_MIDDLES,
 ) -> Effects:
     """Effects by integrated gradients, one site at a time (Marks et al. 2024, 2.3).
 
     A site's features and error move together on the straight line from clean to patch, in the true model;
     the effects of a site add up to the change of the metric when the whole site is patched, as far as `rule`
     integrates exactly. All points run as one batch, and blocks before the site are not run again. The paper's
-    code takes ten left-hand steps; five Gauss-Legendre points cost half and err less.
+    code takes ten left-hand steps; six midpoints cost less and err less.
     """
     bound = splices(model, dictionaries)
     with torch.no_grad():
@@ -128,7 +139,7 @@ def input_integrated_gradients(
     dictionaries: Dictionaries,
     *,
     reference: Mapping[str, Acts] | None = None,
-    rule: Rule = FIVE_POINTS,
+    rule: Rule = SIX_MIDDLES,
 ) -> Effects:
     """Effects of all sites, by gradients averaged as the embeddings move to the patch.
 

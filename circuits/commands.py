@@ -21,9 +21,9 @@ from .annotations import texts
 from .attribution import (
     Method,
     attribution_patching,
-    gauss_legendre,
     input_integrated_gradients,
     integrated_gradients,
+    midpoint,
 )
 from .curves import plot_curve
 from .discovery import find as circuit_of
@@ -317,7 +317,7 @@ def _method(search: Search) -> Method:
         return method
     if method is attribution_patching:
         raise ValueError("--steps are those of an integral, and attribution patching has none.")
-    return partial(method, rule=gauss_legendre(search.steps))
+    return partial(method, rule=midpoint(search.steps))
 
 
 # --- files --------------------------------------------------------------------------------------------------
