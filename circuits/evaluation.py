@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -175,14 +176,17 @@ class Evaluation:
                 f"This circuit was found in another model, {circuit.about['model']['name']}, "
                 f"not in {self.model}."
             )
-        for splice in self.bound.values():
-            name = splice.site.name
+        for name, ours in self._identities.items():
             theirs = circuit.about.get("dictionaries", {}).get(name, {}).get("fingerprint")
-            if theirs not in (None, identity(splice.dictionary)):
+            if theirs not in (None, ours):
                 raise ValueError(f"This circuit was found with another dictionary at {name}.")
         missing = [site for site in circuit.features if site not in {s.name for s in self.bound}]
         if missing:
             raise ValueError(f"This circuit has nodes at {', '.join(missing)}, where no dictionary is given.")
+
+    @cached_property
+    def _identities(self) -> dict[str, str]:
+        return {splice.site.name: identity(splice.dictionary) for splice in self.bound.values()}
 
     def _score(self, values: Float[Tensor, " example"], nodes: int) -> Score:
         columns = torch.stack([values, self.nothing_metric, self.model_metric])
