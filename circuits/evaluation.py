@@ -107,8 +107,7 @@ class Evaluation:
             return run(self.model, tokens, self.dictionaries).computed
 
     def means(self, n_pos: int) -> dict[str, Acts]:
-        """Mean features `(pos feature)` and errors over the task's patched prompts (or the clean) of one
-        length."""
+        """Mean features `(pos feature)` and errors over the task's patched prompts of one length."""
         if n_pos not in self._means:
             batches = [batch for batch in self.batches if batch.clean.shape[1] == n_pos]
             self._means[n_pos] = means(self.model, batches, self.dictionaries)
@@ -165,7 +164,7 @@ class Evaluation:
         return Curve(tuple(sizes), tuple(found), tuple(missing), tuple(drawn), active, self.task.name)
 
     def check(self, circuit: Circuit) -> None:
-        """Refuses a circuit of another model or other dictionaries.
+        """Refuses a circuit of another model, of other dictionaries, or of prompts of another length.
 
         Raises:
             ValueError: what differs is named.
@@ -183,6 +182,11 @@ class Evaluation:
         missing = [site for site in circuit.features if site not in {s.name for s in self.bound}]
         if missing:
             raise ValueError(f"This circuit has nodes at {', '.join(missing)}, where no dictionary is given.")
+        lengths = sorted({batch.clean.shape[1] for batch in self.batches})
+        if circuit.positions is not None and lengths != [len(circuit.positions)]:
+            raise ValueError(
+                f"This circuit has nodes at {len(circuit.positions)} positions; the prompts have {lengths} tokens."
+            )
 
     @cached_property
     def _identities(self) -> dict[str, str]:
@@ -224,10 +228,9 @@ def completeness(model: Model, circuit: Circuit, task: Task, dictionaries: Dicti
 
 @torch.no_grad()
 def means(model: Model, batches: Iterable[Batch], dictionaries: Dictionaries) -> dict[str, Acts]:
-    """Mean features `(pos feature)` and errors `(pos d_model)` over patched prompts, or clean ones where
-    unpaired.
+    """Mean features `(pos feature)` and errors `(pos d_model)` over patched prompts.
 
-    All prompts must have the same length. The result serves as `reference` of `find` too.
+    Over clean ones where there are no patched ones. All prompts must have the same length. The result serves as `reference` of `find` too.
     """
     sums: dict[str, Acts] = {}
     count = 0

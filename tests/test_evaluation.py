@@ -141,3 +141,11 @@ def test_resampling_needs_pairs():
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="needs pairs"):
         Evaluation(model, task(4, paired=False), {"mlp.1": Identity()}, ablation=resample_ablation)
+
+
+def test_a_circuit_of_prompts_of_another_length_is_refused():
+    model = tiny("gpt2")
+    dictionaries = {"mlp.1": Identity()}
+    circuit = simple(model, task(4, n_pos=5), dictionaries, node=5, per_position=True)
+    with pytest.raises(ValueError, match=r"nodes at 5 positions; the prompts have \[6\] tokens"):
+        faithfulness(model, circuit, task(4, n_pos=6), dictionaries)
