@@ -185,7 +185,8 @@ class Evaluation:
         lengths = sorted({batch.clean.shape[1] for batch in self.batches})
         if circuit.positions is not None and lengths != [len(circuit.positions)]:
             raise ValueError(
-                f"This circuit has nodes at {len(circuit.positions)} positions; the prompts have {lengths} tokens."
+                f"This circuit has nodes at {len(circuit.positions)} positions; "
+                f"the prompts have {lengths} tokens."
             )
 
     @cached_property
@@ -230,7 +231,8 @@ def completeness(model: Model, circuit: Circuit, task: Task, dictionaries: Dicti
 def means(model: Model, batches: Iterable[Batch], dictionaries: Dictionaries) -> dict[str, Acts]:
     """Mean features `(pos feature)` and errors `(pos d_model)` over patched prompts.
 
-    Over clean ones where there are no patched ones. All prompts must have the same length. The result serves as `reference` of `find` too.
+    Over clean ones where there are no patched ones. All prompts must have the same length. The result serves
+    as `reference` of `find` too.
     """
     sums: dict[str, Acts] = {}
     count = 0
