@@ -21,8 +21,8 @@ _EXAMPLES = """examples:
   circuits find                     a circuit of the small model that is shipped
   circuits find --task agreement_across_rc --node 50
   circuits find --model EleutherAI/pythia-70m-deduped --task my_task.jsonl
-  circuits evaluate results/agreement_across_pp --ablation zero
-  circuits draw results/agreement_across_pp --nodes 30 --format pdf
+  circuits evaluate results/agreement_across_rc --ablation zero
+  circuits draw results/agreement_across_rc --nodes 30 --format pdf
   circuits tasks pronouns --model openai-community/gpt2
   circuits models openai-community/gpt2
 
@@ -42,11 +42,11 @@ _EVALUATE = """The options are those that `circuits find` left in FOLDER/setting
 are those that it held out. What is given here takes their place.
 
 examples:
-  circuits evaluate results/agreement_across_pp
-  circuits evaluate results/agreement_across_pp --task agreement_simple --out results/other"""
+  circuits evaluate results/agreement_across_rc
+  circuits evaluate results/agreement_across_rc --task agreement_simple --out results/other"""
 _DRAW = """examples:
-  circuits draw results/agreement_across_pp --nodes 30 --edges 60
-  circuits draw results/agreement_across_pp --annotations names.json --format png
+  circuits draw results/agreement_across_rc --nodes 30 --edges 60
+  circuits draw results/agreement_across_rc --annotations names.json --format png
 
 Annotations are a JSON object such as {"resid.1/120": "plural subject"}. No model is loaded."""
 _TASKS = """examples:
@@ -59,6 +59,8 @@ _MISTAKES = (ValueError, OSError, MemoryError)  # and LookupError, but none of i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; gives the exit code, 0 where all went well and 2 for a mistake in what was asked."""
+    # Threads that spin while they wait make a small model many times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     try:
@@ -288,8 +290,8 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         "--sites", nargs="+", metavar="SITE", help="only these: names or patterns, such as 'resid.*' embed"
     )
     group.add_argument(
-        "--task", default="agreement_across_pp",
-        help="one that `circuits tasks` lists, or a .jsonl or .json file (default: agreement_across_pp)",
+        "--task", default="agreement_across_rc",
+        help="one that `circuits tasks` lists, or a .jsonl or .json file (default: agreement_across_rc)",
     )  # fmt: skip
     group.add_argument(
         "--metric", choices=_METRICS, metavar="NAME", help=f"{', '.join(_METRICS)} (default: the task's)"

@@ -44,7 +44,7 @@ class Question:
     model: str = "embedded"
     dictionaries: str | None = None
     sites: Sequence[str] | None = None
-    task: str = "agreement_across_pp"
+    task: str = "agreement_across_rc"
     metric: str | None = None
     examples: int | None = None
     held_out: float = 0.5

@@ -17,7 +17,7 @@ from circuits.__main__ import _parser, main
 from circuits.checkpoint import Checkpoint
 from circuits.graph import Circuit
 from interventions.model import Model
-from tasks import METRICS, Pair, Task, agreement_across_pp
+from tasks import METRICS, Pair, Task, agreement_across_rc
 
 SMALL = ["-n", "12", "--node", "20", "--edge", "40"]
 FILES = {
@@ -69,7 +69,7 @@ def test_find_writes_everything_and_cleans_up(found):
 
 def test_find_finds_what_the_library_finds(found):
     model = embedded.model()
-    first, second = agreement_across_pp(n=12).split(0.5, 0)
+    first, second = agreement_across_rc(n=12).split(0.5, 0)
     dictionaries = embedded.dictionaries()
     circuit = circuits.find(model, first, dictionaries, node=20, edge=40)
     assert same(circuit, Circuit.load(found))
@@ -82,7 +82,7 @@ def test_find_says_what_it_found_and_how_good_it_is(tmp_path, capfd):
     assert main(["find", *SMALL, "--out", str(tmp_path), "--no-draw"]) == 0
     said = capfd.readouterr().out
     assert "6 pairs to find on, 6 others to test on" in said
-    assert "Circuit('agreement_across_pp', 20 nodes, 40 edges)" in said
+    assert "Circuit('agreement_across_rc', 20 nodes, 40 edges)" in said
     assert "Faithfulness" in said and "with as many at random" in said
     assert "Tested on 6 held-out pairs" in said
     assert all(len(line) <= 100 for line in said.replace(str(tmp_path), "").splitlines())
@@ -92,7 +92,7 @@ def test_find_says_what_it_found_and_how_good_it_is(tmp_path, capfd):
 def test_settings_say_how_the_results_were_made(found):
     run = settings(found)["find"]
     assert run["command"].startswith("circuits find -n 12 --node 20")
-    assert run["options"]["task"] == "agreement_across_pp"
+    assert run["options"]["task"] == "agreement_across_rc"
     assert run["options"]["examples"] == 12
     assert run["options"]["dictionaries"] == "embedded"
     assert run["fingerprints"]["model"] == embedded.model().fingerprint
@@ -195,7 +195,7 @@ def test_options_reach_the_library(options, tmp_path):
 
 
 def test_a_task_of_ones_own_is_found_again_from_elsewhere(tmp_path, monkeypatch):
-    agreement_across_pp(n=12).save(tmp_path / "mine.jsonl")
+    agreement_across_rc(n=12).save(tmp_path / "mine.jsonl")
     monkeypatch.chdir(tmp_path)
     assert main(["find", "--task", "mine.jsonl", "--node", "20", "--edge", "40", "-q"]) == 0
     monkeypatch.chdir("/")
@@ -243,7 +243,7 @@ def test_a_circuit_of_positions_is_not_tested_on_prompts_of_another_length(tmp_p
     argv = ["find", "-n", "6", "--node", "9", "--edge", "none", "--per-position", "--no-draw", "-q"]
     assert main([*argv, "--out", str(tmp_path)]) == 0
     line = mistake("evaluate", tmp_path, "--task", "agreement_simple", "-q")
-    assert "at each of 6 positions" in line and "prompts of 3 tokens" in line
+    assert "at each of 7 positions" in line and "prompts of 3 tokens" in line
 
 
 def test_draw_needs_no_model(found, tmp_path, monkeypatch, capfd):
@@ -277,7 +277,7 @@ def test_tasks_are_listed_shown_and_tried_out(capfd):
     assert all(name in said for name in question.TASKS)
     assert main(["tasks", "agreement_simple", "-n", "3"]) == 0
     said = capfd.readouterr().out
-    assert agreement_across_pp.__name__ not in said and "3 pairs, metric logit difference" in said
+    assert agreement_across_rc.__name__ not in said and "3 pairs, metric logit difference" in said
     assert main(["tasks", "agreement_simple", "-n", "30", "--model", "embedded"]) == 0
     said = capfd.readouterr().out
     assert "... and 20 more" in said and "right on 100.0%" in said
@@ -335,7 +335,7 @@ def test_a_mistake_is_one_line_that_says_what_would_do(argv, says, tmp_path, mis
 
 
 def test_more_pairs_than_a_file_has_are_refused(tmp_path, mistake):
-    agreement_across_pp(n=3).save(tmp_path / "t.jsonl")
+    agreement_across_rc(n=3).save(tmp_path / "t.jsonl")
     line = mistake("find", "--task", tmp_path / "t.jsonl", "-n", 4, "--out", tmp_path / "out", "-q")
     assert line.endswith("t.jsonl has 3 pairs: cannot take 4.")
 
@@ -387,7 +387,7 @@ def test_out_of_memory_says_which_option_to_change(tmp_path, monkeypatch, mistak
     def full(*_, **__):
         raise RuntimeError("CUDA out of memory")
 
-    task = agreement_across_pp(n=4)
+    task = agreement_across_rc(n=4)
     asked = question.Asked(embedded.model(), embedded.dictionaries(), task, task)
     monkeypatch.setattr(commands, "asked_for", lambda *_, **__: asked)
     monkeypatch.setattr(Model, "logits", full)
