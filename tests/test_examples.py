@@ -68,7 +68,7 @@ def test_contexts_show_where_a_feature_is_most_active(pronouns, stories):
 def test_all_neurons_of_the_last_site_patched_give_the_patched_prompt(pronouns, stories, batches):
     task = tasks.pronouns(n=100)
     nodes = [Node("resid.4", i) for i in range(64)]
-    found = pronouns.margins(stories, task, batches, {"resid.4": Identity()}, nodes, to="patch")
+    found = pronouns.margins(stories, task, batches, {"resid.4": Identity()}, nodes, patched=True)
     wanted = torch.cat([task.metric(stories.logits(batch.patch), batch) for batch in batches])
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
@@ -91,6 +91,13 @@ def test_activity_by_name_is_a_mean_over_prompts(pronouns, stories, batches):
         prompts = [stories.tokenizer.decode(tokens) for tokens in batch.clean]
         totals += [value for value, prompt in zip(values, prompts, strict=True) if name in prompt]
     assert mean == pytest.approx(sum(totals) / len(totals), abs=1e-5)
+
+
+def test_names_are_set_apart(pronouns):
+    some, others = pronouns.apart(tasks.pronouns(n=300))
+    assert "Lily" in str(some.pairs) and "Lily" not in str(others.pairs)
+    assert "Lucy" in str(others.pairs) and "Lucy" not in str(some.pairs)
+    assert len(some) + len(others) < 300
 
 
 def test_a_description_names_the_loudest_and_both_groups(pronouns):

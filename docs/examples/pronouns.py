@@ -13,6 +13,7 @@ import random
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ def described(found: Mapping[str, float], most: int = 4) -> str:
     return ", ".join(words)
 
 
+def apart(task: Task) -> tuple[Task, Task]:
+    """The pairs of every other name, and the pairs that have none of those names."""
+    some = {*GIRLS[::2], *BOYS[::2]}
+    named = [{name in some for name in GIRLS + BOYS if name in f"{p.clean} {p.patch}"} for p in task.pairs]
+    pairs = list(zip(task.pairs, named, strict=True))
+    first, second = ([pair for pair, found in pairs if found == {which}] for which in (True, False))
+    return replace(task, pairs=first), replace(task, pairs=second)
+
+
 def chosen(circuit: Circuit, n: int) -> list[Node]:
     """The largest features of a circuit above the embedding, errors left out."""
     order = circuit.effect[:-1].abs().sort(descending=True).indices.tolist()
@@ -174,15 +184,15 @@ def margins(
     dictionaries: Mapping[str, Dictionary],
     nodes: Sequence[Node],
     *,
-    to: str = "zero",
+    patched: bool = False,
 ) -> torch.Tensor:
-    """The metric of every prompt with some features set to zero, or to their values on the patched prompt."""
+    """The metric of every prompt with some features set to zero, or to their values on the patch."""
     listed = by_site(nodes)
     used = {site: dictionaries[site] for site in listed}
     found = []
     for batch in batches:
         values: Mapping[str, Acts] | None = None
-        if to == "patch" and batch.patch is not None:
+        if patched and batch.patch is not None:
             values = run(model, batch.patch, used).computed
         with applied(model, Ablate(listed, values), dictionaries=used):
             found.append(task.metric(model.logits(batch.clean), batch))
@@ -216,7 +226,8 @@ def curve_of(
     evaluation = Evaluation(model, task, dictionaries, ablation=ablation, **settings)
     sites = {str(site) for site in evaluation.dictionaries}
     curve = evaluation.curve(circuit.subgraph(lambda node: node.site in sites), SIZES)
-    print(f"{name}: she - he is {evaluation.nothing_metric.mean():.2f} without any node\n{curve}\n")
+    print(f"{name}: {len(evaluation.model_metric)} pairs, {curve.active:,} active nodes; ", end="")
+    print(f"she - he is {evaluation.nothing_metric.mean():.2f} without any node\n{curve}\n")
     return curve
 
 
@@ -247,10 +258,10 @@ def causal(
     rows[others] = torch.stack([margins(model, task, batches, dictionaries, some) for some in drawn])
     loss[others] = f"{sum(text_loss(model, text, dictionaries, some) for some in drawn[:3]) / 3:.3f}"
     rows[f"the {len(nodes)} to their values on the patch"] = margins(
-        model, task, batches, dictionaries, nodes, to="patch"
+        model, task, batches, dictionaries, nodes, patched=True
     )
     rows[f"{len(nodes)} others to their values on the patch"] = torch.stack(
-        [margins(model, task, batches, dictionaries, some, to="patch") for some in drawn]
+        [margins(model, task, batches, dictionaries, some, patched=True) for some in drawn]
     )
     lines = [f"{'':42} {'she - he, in logits':>24} {'right':>7} {'loss of text':>13}"]
     for name, values in rows.items():
@@ -307,16 +318,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(circuit.summary(most=20))
     clock("circuit")
 
+    some_names, other_names = apart(tasks.pronouns(n=args.pairs))
+    of_some = circuits.find(model, some_names, parts, node=args.nodes, edge=None)
     widest = circuits.find(model, found_on, dictionaries, node=args.nodes, edge=None)
+    late: dict[str, Any] = {"start_layer": 2}
+    removed, to_means = {**late, "errors": "removed"}, {**late, "ablation": mean_ablation}
     curves = {
-        name: curve_of(model, tested_on, found, used, name=name, **settings)
-        for name, found, used, settings in (
-            ("whole model", circuit, parts, {}),
-            ("from layer 2", circuit, parts, {"start_layer": 2}),
-            ("from layer 2, errors kept", circuit, parts, {"start_layer": 2, "errors": "kept"}),
-            ("from layer 2, errors removed", circuit, parts, {"start_layer": 2, "errors": "removed"}),
-            ("from layer 2, to means", circuit, parts, {"start_layer": 2, "ablation": mean_ablation}),
-            ("from layer 2, stream too", widest, dictionaries, {"start_layer": 2}),
+        name: curve_of(model, asked, found, used, name=name, **settings)
+        for name, asked, found, used, settings in (
+            ("whole model", tested_on, circuit, parts, {}),
+            ("from layer 2", tested_on, circuit, parts, late),
+            ("from layer 2, errors kept", tested_on, circuit, parts, {**late, "errors": "kept"}),
+            ("from layer 2, errors removed", tested_on, circuit, parts, removed),
+            ("from layer 2, to means", tested_on, circuit, parts, to_means),
+            ("from layer 2, stream too", tested_on, widest, dictionaries, late),
+            ("from layer 2, other names", other_names, of_some, parts, late),
         )
     }
     shown = ("whole model", "from layer 2", "from layer 2, to means", "from layer 2, stream too")
