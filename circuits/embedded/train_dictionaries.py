@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from circuits import embedded
 from interventions.dictionaries import load, quality, recipes, save, table, train
 from tasks.grammar import texts
+
+from .. import embedded
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the dictionaries")
     parser.add_argument("--features", type=int, default=256, help="features of each dictionary")
     parser.add_argument("--k", type=int, default=4, help="active features per position")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=20_000, help="texts of 48 tokens to train on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
