@@ -151,7 +151,7 @@ def test_the_pronoun_example_runs_through(pronouns, weights, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_recurrent_example_runs_through(recurrent, weights, tmp_path, capsys):
-    sizes = ["--rows", "512", "--steps", "50", "--mamba-steps", "20"]
+    sizes = ["--rows", "512", "--steps", "50", "--mamba-steps", "40"]
     recurrent.main(["--weights", str(weights), "--out", str(tmp_path), *sizes])
     assert "circuit of the Mamba" in capsys.readouterr().out
     assert (tmp_path / "mamba.svg").exists() and (tmp_path / "lstm-curve.svg").exists()
