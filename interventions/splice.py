@@ -259,8 +259,9 @@ def applied(
     bound = splices(model, {site: d for site, d in every.items() if site.name in changed})
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
-        acts = _changed(splice.site, splice.acts(entered, left), interventions)
-        return splice.prediction(acts.features, entered) + acts.error
+        acts = splice.acts(entered, left)
+        changed = _changed(splice.site, acts, interventions)
+        return left if changed is acts else splice.prediction(changed.features, entered) + changed.error
 
     with splicing(model, bound, rewrite):
         yield model
