@@ -12,6 +12,7 @@ near 0 for a circuit that leaves nothing out (Marks et al. 2024, section 3.3).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -31,10 +32,11 @@ from tasks import Batch, Task
 from .discovery import identity
 from .graph import Circuit
 
+_FEW = 3  # prompts whose mean is still mostly about themselves
+
 Errors = Literal["scored", "kept", "removed"]
-Ablation = Callable[
-    ["Evaluation", Batch], Mapping[str, Acts] | None
-]  # values for what is ablated; None is zero
+# Gives the values that ablated nodes take on a batch; None stands for zero.
+Ablation = Callable[["Evaluation", Batch], Mapping[str, Acts] | None]
 
 
 def mean_ablation(evaluation: Evaluation, batch: Batch) -> Mapping[str, Acts]:
@@ -110,6 +112,12 @@ class Evaluation:
         """Mean features `(pos feature)` and errors over the task's patched prompts of one length."""
         if n_pos not in self._means:
             batches = [batch for batch in self.batches if batch.clean.shape[1] == n_pos]
+            if (count := sum(map(len, batches))) < _FEW:
+                warnings.warn(
+                    f"The mean over prompts of {n_pos} tokens is one of {count} only; with so few, "
+                    "resample_ablation says more.",
+                    stacklevel=2,
+                )
             self._means[n_pos] = means(self.model, batches, self.dictionaries)
         return self._means[n_pos]
 
@@ -147,8 +155,11 @@ class Evaluation:
         """Faithfulness of the largest so many nodes of a circuit, beside random circuits of the same sizes.
 
         Random circuits are drawn from the nodes that are active on the task's prompts, `random` of each size.
+        Nodes at sites before `start_layer` are left out of all.
         """
         self.check(circuit)
+        tested = {site.name for site in self.dictionaries}
+        circuit = circuit.subgraph(lambda node: node.site in tested)
         sizes = _sizes(len(circuit)) if sizes is None else sorted({min(n, len(circuit)) for n in sizes})
         found = [self.faithfulness(circuit.top(nodes=size)) for size in sizes]
         missing = [self.completeness(circuit.top(nodes=size)) for size in sizes]

@@ -1,4 +1,4 @@
-"""Peak memory of `find` with large dictionaries: 32k features at 19 sites of a model shaped like Pythia-70m."""
+"""Peak memory of `find` with large dictionaries: 32k features at 19 sites of a Pythia-70m shape."""
 
 from __future__ import annotations
 

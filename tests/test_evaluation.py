@@ -149,3 +149,18 @@ def test_a_circuit_of_prompts_of_another_length_is_refused():
     circuit = simple(model, task(4, n_pos=5), dictionaries, node=5, per_position=True)
     with pytest.raises(ValueError, match=r"nodes at 5 positions; the prompts have \[6\] tokens"):
         faithfulness(model, circuit, task(4, n_pos=6), dictionaries)
+
+
+def test_a_mean_over_few_prompts_is_warned_of():
+    model = tiny("gpt2")
+    with pytest.warns(UserWarning, match="one of 2 only"):
+        Evaluation(model, task(2), {"mlp.1": Identity()})
+
+
+def test_a_curve_from_a_later_layer_ranks_nodes_from_there_on():
+    model = tiny("gpt2")
+    dictionaries = autoencoders(model)
+    circuit = simple(model, task(6), dictionaries, node=200)
+    later = sum(node.site.endswith(".2") for node in circuit.nodes)
+    curve = Evaluation(model, task(6), dictionaries, start_layer=2).curve(circuit, random=1)
+    assert curve.sizes[-1] == later < len(circuit)

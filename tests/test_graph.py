@@ -51,7 +51,7 @@ def test_connected_follows_long_paths():
 def test_subgraph_takes_nodes_or_a_predicate():
     assert len(example().subgraph([Node("embed", 0)])) == 1
     assert len(example().subgraph(lambda node: node.site == "mlp.0")) == 2
-    with pytest.raises(KeyError, match="mlp.0/7"):
+    with pytest.raises(KeyError, match=r"mlp\.0/7"):
         example().subgraph([Node("mlp.0", 7)])
 
 
