@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from circuits import Evaluation, find, input_integrated_gradients, plot_curve
+from circuits import Evaluation, find, input_integrated_gradients, plot_curve, resample_ablation
 from interventions import Identity, Model
 from interventions.dictionaries import load, quality, recipes, save, table, train
 from tasks import Task, agreement_across_pp, indirect_objects
@@ -47,6 +47,8 @@ def study(model, task: Task, dictionaries, out: Path, *, sizes, nodes: int, **op
     """A circuit with edges, and the curve of a much larger one without: what it took and what came out.
 
     Both are found on one half of the pairs, from the same scores, and the curve is tested on the other half.
+    What is ablated takes its value on the patched prompt of its pair: prompts follow several templates, so
+    that a mean over them would be of no template.
     """
     found_on, tested_on = task.split(0.5)
     search = partial(find, model, found_on, dictionaries, checkpoint=out / "scores", **options)
@@ -55,7 +57,9 @@ def study(model, task: Task, dictionaries, out: Path, *, sizes, nodes: int, **op
     scored = time.perf_counter() - start
     circuit = search(node=nodes, edge=2000)
     found = time.perf_counter() - start
-    evaluation = Evaluation(model, tested_on, dictionaries, batch_size=options["batch_size"])
+    evaluation = Evaluation(
+        model, tested_on, dictionaries, ablation=resample_ablation, batch_size=options["batch_size"]
+    )
     curve = evaluation.curve(large, sizes=sizes, random=1)
     tested = time.perf_counter() - start - found
     circuit.save(out)
