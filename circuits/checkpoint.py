@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from interventions.writing import write
+
 from .effects import Effects, SiteEffects
-from .files import read_json, writable, write, write_tensors
+from .files import read_json, writable, write_tensors
 from .wiring import Edges
 
 

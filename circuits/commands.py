@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from interventions.writing import write
+
 from .annotations import texts
 from .attribution import (
     Method,
@@ -37,7 +39,7 @@ from .evaluation import (
     resample_ablation,
     zero_ablation,
 )
-from .files import read_json, writable, write
+from .files import read_json, writable
 from .graph import Circuit
 from .question import Asked, Question, Say, asked_for, metric_name, part, signed
 from .selection import Keep, above, share, top

@@ -8,10 +8,11 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interventions.writing import write
+
 from .annotations import visible
 from .evaluation import Curve, Score
 from .figures import content, figure, target
-from .files import write
 from .picture import FAINT
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ yields is kept in a folder, if one is given, so that the work can be cut off any
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,9 @@ def find(
         kept = tally.kept(keep(node))
         found = [] if edge is None else _wire(model, task, batches, bound, kept, effects, store, progress)
     about = {**settings, "examples": tally.examples, "node": str(keep(node)), "versions": versions()}
-    about["metric"] = {"clean": tally.clean / tally.examples, "patch": tally.patch / tally.examples}
+    about["metric"] = {"clean": tally.clean / tally.examples}
+    if not math.isnan(tally.patch):
+        about["metric"]["patch"] = tally.patch / tally.examples
     if edge is not None:
         about["edge"] = str(keep(edge))
     labels = tuple(batches[0].labels(model.tokenizer)) if per_position else None

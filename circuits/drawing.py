@@ -8,8 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interventions.writing import write
+
 from .annotations import Annotations
-from .files import writable, write
+from .files import writable
 from .graph import Circuit
 from .layout import SMALL, TEXT, Page, page
 from .picture import BAND, FAINT, INK, Mark, Picture, picture

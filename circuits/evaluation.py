@@ -284,7 +284,7 @@ class Curve:
         """Writes JSON."""
         import json
 
-        from .files import write
+        from interventions.writing import write
 
         write(Path(path), json.dumps(asdict(self), indent=1).encode())
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from interventions.writing import write
 
 from .graph import Circuit, Node
 
@@ -87,19 +87,6 @@ def writable(folder: str | Path) -> Path:
     except OSError as error:
         raise PermissionError(f"Cannot write to {folder}: {error.strerror or error}.") from None
     return folder
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(

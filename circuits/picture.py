@@ -177,10 +177,9 @@ def _mark(
 def _output(circuit: Circuit, node: Node, effect: float, row: int, column: int | None) -> Mark:
     metric = circuit.about.get("metric", {})
     name = str(circuit.about.get("task", {}).get("metric", "")).removesuffix("()")
-    if isinstance(metric, dict) and {"clean", "patch"} <= metric.keys():
-        change = f"{number(metric['clean'], 3)} → {number(metric['patch'], 3)}"
-    else:
-        change = number(effect)
+    change = number(effect)
+    if isinstance(metric, dict) and "clean" in metric:
+        change = " → ".join(number(metric[end], 3) for end in ("clean", "patch") if end in metric)
     text = tuple(wrapped(name, 26, 2)) or (OUTPUT,)
     return Mark(str(node), "output", text, (change,), f"output\n{change}", "#eeeeee", INK, row, column)
 

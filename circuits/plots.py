@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interventions.writing import write
+
 from .annotations import Annotations
 from .figures import content, figure, target
-from .files import write
 from .graph import Circuit
 from .layout import SMALL, TEXT, page
 from .picture import BAND, FAINT, INK, Mark, Picture, picture

@@ -13,6 +13,7 @@ from circuits import (
     Node,
     above,
     attribution_patching,
+    draw,
     find,
     integrated_gradients,
     means,
@@ -201,13 +202,15 @@ def test_a_circuit_says_what_it_was_made_from():
 
 
 @pytest.mark.parametrize("to_mean", [False, True])
-def test_unpaired_prompts_move_to_zero_or_to_a_reference(to_mean):
+def test_unpaired_prompts_move_to_zero_or_to_a_reference(to_mean, tmp_path):
     model, question = tiny("gpt2"), task(4, paired=False)
     neurons = {name: Identity() for name in writers(model)}
     (batch,) = question.batches(None, 4)
     reference = means(model, [batch], neurons) if to_mean else None
     circuit = simple(model, question, neurons, node=20, edge=None, reference=reference)
     leaves = run(model, batch.clean, neurons)
+    assert set(circuit.about["metric"]) == {"clean"}
+    draw(circuit, tmp_path / "circuit.svg")
     (gradient,) = torch.autograd.grad(
         question.metric(leaves.logits, batch).sum(), leaves.used["resid.2"].features
     )

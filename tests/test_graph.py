@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from circuits import ERROR, OUTPUT, Circuit, Node
-from circuits.files import write
+from interventions.writing import write
 
 
 def example(**changes) -> Circuit:

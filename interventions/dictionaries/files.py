@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..writing import write
 from .activations import KINDS, Activation
 from .coders import SparseCoder
 
@@ -69,7 +68,7 @@ def save(
             text = json.dumps({**index, "sha256": _checksum(index)}, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"meta must be plain JSON without NaN or infinities: {error}") from None
-        _replace(folder / "index.json", text.encode())
+        write(folder / "index.json", text.encode())
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
@@ -113,21 +112,8 @@ def _write(tensors: dict[str, Tensor], folder: Path, name: str) -> tuple[Path, s
     sha256 = hashlib.sha256(content).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-") or "site"
     path = folder / f"{stem[:80]}-{sha256[:12]}.safetensors"
-    _replace(path, content)
+    write(path, content)
     return path, sha256
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that its name never stands for a part of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _checksum(index: Mapping[str, Any]) -> str:
