@@ -144,11 +144,21 @@ def _key(sheet: Figure, axes: Axes, curves: list[Curve]) -> None:
         lines.append(Line2D([], [], color=color, lw=1.0, ls=(0, (1, 1.2))))
         labels.append("random nodes")
     if lines:
-        columns = 3 if sum(map(len, labels)) < 36 else 2
+        columns = _columns([len(label) for label in labels], room=19 * sheet.get_figwidth())
         style = {"frameon": False, "fontsize": 7, "handlelength": 1.6, "columnspacing": 1.2}
         legend = sheet.legend(lines, labels, loc="outside lower center", ncols=columns, **style)
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def _columns(lengths: list[int], *, room: float) -> int:
+    """How many columns of labels, filled from the left, fit into so many characters; each needs a handle."""
+    for columns in (3, 2):
+        rows = -(-len(lengths) // columns)
+        widest = [max(lengths[i : i + rows]) for i in range(0, len(lengths), rows)]
+        if sum(widest) + 5 * len(widest) <= room:
+            return columns
+    return 1
 
 
 def _cycled(colors: tuple[str, ...]) -> Iterator[str]:
