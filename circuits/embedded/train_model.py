@@ -80,7 +80,8 @@ def train(
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    warm = max(0.05, 2 / steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=warm)
     stream, losses = texts(seed, length=LENGTH), []
     model.train()
     bar = tqdm(range(steps), desc="training", unit="step")

@@ -92,7 +92,7 @@ class Pool:
         kept = 0 if self._whole else self._at
         order = None
         for site in self._sites:
-            new = [read[site] for read in fresh]
+            new = [read.pop(site) for read in fresh]  # let go, so that a site is held twice one at a time
             if new and site not in self.scale:
                 self._measure(site, torch.cat(new))
             new = [(x - self.centre[site]) * self.scale[site] for x in new]
