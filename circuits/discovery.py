@@ -68,8 +68,10 @@ def find(
             another run.
         MemoryError: out of memory; says which batch size to try.
     """
-    batches = task.batches(model.tokenizer, batch_size, model.device)
     bound = splices(model, dictionaries)
+    if not bound:
+        raise ValueError("There are no dictionaries; for neurons pass {site: Identity()} for some sites.")
+    batches = task.batches(model.tokenizer, batch_size, model.device)
     settings = _settings(model, task, batches, bound, method, reference, per_position, batch_size)
     store = None if checkpoint is None else Checkpoint(checkpoint, settings)
     tally = Tally(bound, _length(batches) if per_position else None)

@@ -25,11 +25,12 @@ _ROW_BUDGET = 2**24  # elements of the rows gathered at once
 
 @dataclass(frozen=True)
 class Kept:
-    """The nodes of one site that take part, each with a row of its own."""
+    """The nodes of one site that take part, each with a row of its own.
 
-    row: Int[
-        Tensor, "pos node"
-    ]  # -1 where a node is left out; one line for all positions where these are summed
+    `row` is -1 where a node is left out. It has one line for all positions where these are summed.
+    """
+
+    row: Int[Tensor, "pos node"]
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "*pos node"]) -> Kept:
@@ -55,8 +56,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Targets:
-    """The kept nodes of one site that something can reach, in one batch: the last feature index is the
-    error."""
+    """The kept nodes of one site that something can reach, in one batch."""
 
     token: Int[Tensor, " n"]
     row: Int[Tensor, " n"]
@@ -107,16 +107,28 @@ def _error_covectors(splice: Splice, x: Tensor, slope: Tensor, listed: SiteEffec
 def pulled(
     read: Tensor, leaves: Sequence[Tensor], cotangent: Float[Tensor, "slot batch pos d_in"]
 ) -> Sequence[Float[Tensor, "slot batch pos d_model"] | None]:
-    return torch.autograd.grad(
-        read, leaves, cotangent, is_grads_batched=True, retain_graph=True, allow_unused=True
-    )
+    """Gradients of `read` with respect to each leaf, for all slots in one backward pass.
+
+    None where a leaf is not read. Slot by slot where an operation of the model, such as a fused kernel, has
+    no rule for batched gradients.
+    """
+    try:
+        return torch.autograd.grad(
+            read, leaves, cotangent, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        alone = [
+            torch.autograd.grad(read, leaves, one, retain_graph=True, allow_unused=True) for one in cotangent
+        ]
+        return [None if slots[0] is None else torch.stack(slots) for slots in zip(*alone, strict=True)]
 
 
 def slots(
     targets: Targets, read: Tensor, leaves: Sequence[Tensor], example: Int[Tensor, " token"]
 ) -> Iterator[tuple[Float[Tensor, "slot batch pos d_in"], Int[Tensor, "token slot"]]]:
-    """Packs targets into cotangents. Yields these, and which target a slot carries at a token (-1 for
-    none)."""
+    """Packs targets into cotangents. Yields these, and the target of each slot at each token, or -1."""
     if not len(targets.token) or not leaves:
         return
     local = not _mixes_positions(read, leaves)

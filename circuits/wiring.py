@@ -171,8 +171,7 @@ def edges(
     effects: Effects,
     kept: Mapping[str, Bool[Tensor, "*pos node"]],
 ) -> dict[Pair, Float[Tensor, "*down *up"]]:
-    """Direct effects between kept nodes, as one sparse matrix (down, up) for each pair of sites that are
-    joined.
+    """Direct effects between kept nodes: a sparse matrix (down, up) for each pair of sites that are joined.
 
     Both ends are indexed as in `kept`: `(node node)`, or `(pos node pos node)` where nodes are kept per
     position; the last node of a site is its error. The metric is a site of one node, named `output`.

@@ -220,3 +220,8 @@ def test_unpaired_prompts_move_to_zero_or_to_a_reference(to_mean, tmp_path):
     for node, found in zip(circuit.nodes, circuit.effect.tolist(), strict=True):
         if node.site == "resid.2":
             assert found == pytest.approx(effect[node.feature].item())
+
+
+def test_no_dictionaries_at_all_is_an_error():
+    with pytest.raises(ValueError, match=r"There are no dictionaries; for neurons pass"):
+        simple(tiny("gpt2"), task(4), {})

@@ -91,3 +91,28 @@ def test_edges_among_chosen_nodes_are_a_part_of_all_edges():
     for (up, down), matrix in part.items():
         inside = some[down][:, None] & some[up]
         torch.testing.assert_close(matrix.to_dense(), whole[up, down].to_dense() * inside)
+
+
+class Doubled(torch.autograd.Function):
+    """Like a fused kernel: its backward pass cannot be batched."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.from_numpy(2 * gradient.numpy())
+
+
+def test_operations_without_batched_gradients_are_gone_through_slot_by_slot(monkeypatch):
+    model = tiny("gpt2")
+    dictionaries = autoencoders(model)
+    forward = model.blocks[1].mlp.forward
+    found = []
+    for double in (lambda x: 2 * x, Doubled.apply):
+        monkeypatch.setattr(model.blocks[1].mlp, "forward", lambda x, double=double: double(forward(x)))
+        effects = attribution_patching(model, batch(), metric, dictionaries)
+        found.append(edges(model, batch(), metric, dictionaries, effects, everything(model, dictionaries)))
+    for pair in found[0]:
+        torch.testing.assert_close(found[1][pair].to_dense(), found[0][pair].to_dense())
