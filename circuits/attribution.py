@@ -126,7 +126,7 @@ def integrated_gradients(
     for site, change in moved.sites.items():
         along = torch.cat([change.left + point * change.total for point in points]).requires_grad_()
         with torch.enable_grad():
-            values = metric(suffix.logits(site, along), suffix.batch)
+            values = suffix.measured(metric, site, along)
             (gradient,) = torch.autograd.grad(values.sum(), along)
         averaged[site] = _averaged(gradient, weights)
     return moved.effects(bound, averaged)
@@ -217,7 +217,7 @@ def _patched_alone(
             else:
                 here = (pos == at) & (nodes.feature == feature)
                 point[row[here], at] += nodes.delta[here, None] * _decoder_row(splice, feature, left)
-        change = metric(suffix.logits(splice.site, points.flatten(0, 1)), suffix.batch)
+        change = suffix.measured(metric, splice.site, points.flatten(0, 1))
         change = change.unflatten(0, (suffix.copies, batch)) - moved.clean
         for by_row, (at, feature) in zip(change, some, strict=False):
             if feature is None:

@@ -127,6 +127,14 @@ class Changes:
         return Effects(sites, self.clean.detach(), patch)
 
 
+def measured(
+    model: Model, tokens: Int[Tensor, "batch pos"], metric: Metric, batch: Batch
+) -> Float[Tensor, " batch"]:
+    """The metric of a batch in a pass over some tokens, with no more logits than it reads."""
+    last = 1 if getattr(metric, "last_only", False) else 0
+    return metric(model.logits(tokens, last=last), batch)
+
+
 def changes(
     model: Model,
     batch: Batch,
@@ -157,7 +165,7 @@ def changes(
         return left.clone()  # a model that works in place must not touch what we differentiate by
 
     with splicing(model, bound, rewrite):
-        clean = metric(model.logits(batch.clean), batch)
+        clean = measured(model, batch.clean, metric, batch)
     check_finite("activation", {site: change.left for site, change in found.items()})
     check_finite("metric", {"the output": clean})
     return Changes(found, clean, patch)
@@ -174,7 +182,7 @@ def gradients(
         return left[splice.site].clone()
 
     with splicing(model, bound, rewrite):
-        return _gradients(metric(model.logits(batch.clean), batch), left)
+        return _gradients(measured(model, batch.clean, metric, batch), left)
 
 
 def _gradients(metric: Tensor, left: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
@@ -261,7 +269,7 @@ def _patched_targets(
         return left
 
     with splicing(model, bound, keep):
-        patch = metric(model.logits(prompts), batch)
+        patch = measured(model, prompts, metric, batch)
     check_finite("activation", {site: target.flow for site, target in targets.items()})
     return targets, patch
 

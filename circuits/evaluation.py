@@ -30,6 +30,7 @@ from interventions.splice import Dictionaries, applied, run, splices
 from tasks import Batch, Task
 
 from .discovery import identity
+from .effects import measured
 from .graph import Circuit
 
 _FEW = 3  # prompts whose mean is still mostly about themselves
@@ -99,7 +100,7 @@ class Evaluation:
         self._ablation, self._errors, self._level = ablation, errors, level
         self._means: dict[int, dict[str, Acts]] = {}
         with torch.no_grad():
-            values = [task.metric(model.logits(batch.clean), batch) for batch in self.batches]
+            values = [measured(model, batch.clean, task.metric, batch) for batch in self.batches]
         self.model_metric = torch.cat(values).double().cpu()
         self.nothing_metric = self.metric({})
 
@@ -138,7 +139,7 @@ class Evaluation:
             for batch in self.batches:
                 edit = Ablate(out, self._ablation(self, batch))
                 with applied(self.model, edit, dictionaries=self.dictionaries):
-                    values.append(self.task.metric(self.model.logits(batch.clean), batch))
+                    values.append(measured(self.model, batch.clean, self.task.metric, batch))
         return torch.cat(values).double().cpu()
 
     def faithfulness(self, circuit: Circuit) -> Score:

@@ -12,6 +12,8 @@ from interventions.model import Model
 from interventions.sites import Site
 from tasks import Batch
 
+from .effects import Metric, measured
+
 
 class Suffix:
     """Runs the clean prompts with other values at a site, computing only the blocks from there on.
@@ -25,15 +27,15 @@ class Suffix:
         self.batch = batch[torch.arange(len(batch)).repeat(copies)]
         self._record = model.record(batch.clean) if model.resumes else None
 
-    def logits(
-        self, site: Site, values: Float[Tensor, "copies*batch pos d_model"]
-    ) -> Float[Tensor, "copies*batch pos vocab"]:
-        """The logits with `values` flowing on from `site`."""
+    def measured(
+        self, metric: Metric, site: Site, values: Float[Tensor, "copies*batch pos d_model"]
+    ) -> Float[Tensor, " copies*batch"]:
+        """The metric with `values` flowing on from `site`."""
         resuming = nullcontext()
         if self._record is not None:
             resuming = self.model.resuming(self._record, block=_first(self.model, site), repeat=self.copies)
         with resuming, self.model.visiting([site], lambda _site, _x: values):
-            return self.model.logits(self.batch.clean)
+            return measured(self.model, self.batch.clean, metric, self.batch)
 
 
 def _first(model: Model, site: Site) -> int:

@@ -34,7 +34,7 @@ from interventions.sites import Site
 from interventions.splice import Dictionaries, Splice, splices, splicing
 from tasks import Batch
 
-from .effects import Effects, Metric, SiteEffects
+from .effects import Effects, Metric, SiteEffects, measured
 from .graph import OUTPUT
 from .ragged import padded
 from .slots import Kept, Targets, pulled, slots
@@ -211,7 +211,7 @@ class _CutPass:
 
         # Fused attention has no rule for batched gradients; plain products and softmax do.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), splicing(model, bound, rewrite):
-            value = metric(model.logits(batch.clean), batch)
+            value = measured(model, batch.clean, metric, batch)
         return cls(reads, leaves, value)
 
 

@@ -156,9 +156,13 @@ class Model:
         )
 
     def logits(
-        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"] | None = None,
+        *,
+        last: int = 0,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Next-token logits at every position.
+        """Next-token logits at every position, or at the `last` so many, where no others are worked out.
 
         `mask` is 1 at tokens and 0 at padding, which is on the right. Raises ValueError where it is on
         the left, or where a model's results at the tokens depend on the padding.
@@ -175,8 +179,10 @@ class Model:
                     "batch prompts of equal length."
                 )
             wanted["attention_mask"] = mask.to(self.device).long()
+        if last:
+            wanted["logits_to_keep"] = last
         out = self.module(tokens.to(self.device), **arguments(self.module, **wanted))
-        return out if isinstance(out, Tensor) else _logits(out)
+        return (out if isinstance(out, Tensor) else _logits(out))[:, -last:]
 
     @torch.no_grad()
     def read(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,11 @@ from .batch import Batch
 
 @runtime_checkable
 class Metric(Protocol):
-    """A differentiable function of the logits, larger where the model does what the task asks."""
+    """A differentiable function of the logits, larger where the model does what the task asks.
+
+    One that has an attribute `last_only`, and it is True, may be handed the logits after the last token
+    alone, `(batch 1 vocab)`.
+    """
 
     def __call__(self, logits: Float[Tensor, "batch pos vocab"], batch: Batch) -> Float[Tensor, " batch"]: ...
 
@@ -30,6 +34,8 @@ class LogitDifference:
     tensor([3.5000])
     """
 
+    last_only: ClassVar[bool] = True
+
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         last = logits[:, -1]
         return _mean(last, batch.answers, "answer") - _mean(last, batch.foils, "foil")
@@ -39,6 +45,8 @@ class LogitDifference:
 class LogProbability:
     """The log of the probability that the next token is one of the answers, in nats."""
 
+    last_only: ClassVar[bool] = True
+
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         at, given = _at(logits[:, -1].log_softmax(-1), batch.answers)
         return at.masked_fill(~given, -torch.inf).logsumexp(-1)
@@ -47,6 +55,8 @@ class LogProbability:
 @dataclass(frozen=True)
 class Probability:
     """The probability that the next token is one of the answers."""
+
+    last_only: ClassVar[bool] = True
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         return _total(logits[:, -1].softmax(-1), batch.answers)
@@ -61,6 +71,8 @@ class ProbabilityDifference:
     tensor([-0.2500])
     """
 
+    last_only: ClassVar[bool] = True
+
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         probabilities = logits[:, -1].softmax(-1)
         return _total(probabilities, batch.answers) - _total(probabilities, batch.foils)
@@ -72,6 +84,8 @@ class KL:
 
     The one metric that is smallest, 0, where the model does as the reference does.
     """
+
+    last_only: ClassVar[bool] = True
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         if batch.reference is None:

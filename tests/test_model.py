@@ -142,6 +142,14 @@ def test_unembedding_the_last_residual_gives_the_logits(name):
 
 
 @families
+def test_logits_of_the_last_positions_are_those_of_the_whole_pass(name):
+    model = tiny(name)
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    assert model.logits(tokens, last=2).shape[:2] == (2, 2)
+    torch.testing.assert_close(model.logits(tokens, last=2), model.logits(tokens)[:, -2:])
+
+
+@families
 def test_resumed_passes_equal_whole_ones(name):
     m = model(name)
     assert m.resumes
