@@ -319,7 +319,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         default="integrated-gradients", metavar="NAME",
         help="integrated-gradients (default), attribution-patching (fastest), input-integrated-gradients",
     )  # fmt: skip
-    group.add_argument("--steps", type=_count, metavar="N", help="of an integral (default: 5)")
+    group.add_argument("--steps", type=_count, metavar="N", help="of an integral (default: 6)")
     group.add_argument(
         "--per-position", action="store_true", help="nodes at each position, for prompts that are aligned"
     )

@@ -183,6 +183,8 @@ def exact_patching(
     """
     bound = splices(model, dictionaries)
     if features is not None:
+        if missing := [str(site) for site in features if model.site(site) not in bound]:
+            raise ValueError(f"Features are listed at {', '.join(missing)}, where no dictionary is given.")
         bound = {model.site(name): bound[model.site(name)] for name in features}
     with torch.no_grad():
         moved = changes(model, batch, metric, bound, reference)
@@ -221,10 +223,10 @@ def _patched_alone(
         change = change.unflatten(0, (suffix.copies, batch)) - moved.clean
         for by_row, (at, feature) in zip(change, some, strict=False):
             if feature is None:
-                error_effect[:, at] = by_row
+                error_effect[:, at] = by_row.to(error_effect.dtype)
             else:
                 here = (pos == at) & (nodes.feature == feature)
-                effect[here] = by_row[row[here]]
+                effect[here] = by_row[row[here]].to(effect.dtype)
     return replace(nodes, effect=effect, error_effect=error_effect)
 
 

@@ -92,7 +92,13 @@ def find(
     method, question = _method(search), question.resolved()
     texts(annotations)  # a mistake in the file should show now, not at the end
     folder = writable(out or Path("results") / _stem(question.task))
-    _settings(folder)
+    before = _settings(folder).get("find", {}).get("options", {})
+    asks = ("model", "dictionaries", "task")
+    others = " and ".join(name for name in asks if before.get(name) != getattr(question, name))
+    if before and others and not fresh:
+        raise ValueError(
+            f"{folder} holds a circuit of another {others}; give --out, or --fresh to replace it."
+        )
     checkpoint = folder / "checkpoint"
     done = len(list(checkpoint.glob("effects-*.safetensors")))
     if fresh or not done:

@@ -7,6 +7,7 @@ yields is kept in a folder, if one is given, so that the work can be cut off any
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from interventions.fingerprint import fingerprint
 from interventions.model import Model
 from interventions.sites import Site
 from interventions.splice import Dictionaries, Splice, splices
-from tasks import Batch, Task
+from tasks import KL, Batch, Task
 
 from .attribution import Method, integrated_gradients
 from .checkpoint import Checkpoint, digest
@@ -71,7 +72,11 @@ def find(
     bound = splices(model, dictionaries)
     if not bound:
         raise ValueError("There are no dictionaries; for neurons pass {site: Identity()} for some sites.")
-    batches = task.batches(model.tokenizer, batch_size, model.device)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("Effects are gradients, and there are none under torch.inference_mode().")
+    batches = prompts(model, task, batch_size)
+    if reference is not None and all(batch.patch is not None for batch in batches):
+        raise ValueError("A reference is where unpaired prompts move to; those of this task are all paired.")
     settings = _settings(model, task, batches, bound, method, reference, per_position, batch_size)
     store = None if checkpoint is None else Checkpoint(checkpoint, settings)
     tally = Tally(bound, _length(batches) if per_position else None)
@@ -207,7 +212,7 @@ def _settings(
     batch_size: int,
 ) -> dict[str, Any]:
     """What the result hangs on, in plain JSON."""
-    prompts = {
+    tensors = {
         f"{i} {name}": value
         for i, batch in enumerate(batches)
         for name, value in vars(batch).items()
@@ -217,11 +222,11 @@ def _settings(
     return {
         "model": {"name": repr(model), "fingerprint": model.fingerprint},
         "dictionaries": {
-            splice.site.name: {"name": repr(splice.dictionary), "fingerprint": identity(splice.dictionary)}
+            splice.site.name: {"name": _named(splice.dictionary), "fingerprint": identity(splice.dictionary)}
             for splice in bound.values()
         },
-        "task": {"name": task.name, "metric": repr(task.metric), "prompts": digest(prompts)},
-        "method": _name(method),
+        "task": {"name": task.name, "metric": _named(task.metric), "prompts": digest(tensors)},
+        "method": _named(method),
         "reference": digest(values) if values else None,
         "per_position": per_position,
         "batch_size": batch_size,
@@ -233,14 +238,48 @@ def identity(dictionary: Dictionary) -> str:
     given = getattr(dictionary, "fingerprint", None)
     if isinstance(given, str):
         return given
-    return fingerprint(dictionary) if isinstance(dictionary, nn.Module) else repr(dictionary)
+    if isinstance(dictionary, nn.Module):
+        return fingerprint(dictionary)
+    tensors = {n: t for n, t in getattr(dictionary, "__dict__", {}).items() if isinstance(t, Tensor)}
+    return f"{_named(dictionary)} {digest(tensors)}" if tensors else _named(dictionary)
 
 
-def _name(method: Callable[..., Any]) -> str:
-    if isinstance(method, partial):
-        settings = ", ".join(f"{key}={value}" for key, value in sorted(method.keywords.items()))
-        return f"{_name(method.func)}({settings})"
-    return getattr(method, "__name__", repr(method))
+def _named(value: Any) -> str:
+    """A name for a function or a value that is the same in another process."""
+    if isinstance(value, partial):
+        given = [*map(str, value.args), *(f"{key}={v}" for key, v in sorted(value.keywords.items()))]
+        return f"{_named(value.func)}({', '.join(given)})"
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        if "<" not in value.__qualname__:
+            return value.__name__
+        parts = (code.co_code, code.co_names, [c for c in code.co_consts if not hasattr(c, "co_code")])
+        return f"{value.__qualname__} {hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(value)
+
+
+def prompts(model: Model, task: Task, batch_size: int) -> list[Batch]:
+    """A task's batches for a model; where the metric is a divergence, it is that from the model as it is.
+
+    Raises:
+        ValueError: a token that the model does not have.
+    """
+    batches = task.batches(model.tokenizer, batch_size, model.device)
+    embedding = getattr(model.module, "get_input_embeddings", lambda: None)()
+    size = getattr(embedding, "num_embeddings", None)
+    largest = max(
+        int(t.max())
+        for b in batches
+        for t in (b.clean, b.patch, b.answers, b.foils)
+        if t is not None and t.numel()
+    )
+    if size is not None and largest >= size:
+        raise ValueError(f"The task has token {largest}, but the model's tokens go from 0 to {size - 1}.")
+    if isinstance(task.metric, KL):
+        with torch.no_grad():
+            batches = [batch.referenced(model.logits(batch.clean)) for batch in batches]
+    return batches
 
 
 def versions() -> dict[str, str]:

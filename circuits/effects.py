@@ -132,7 +132,11 @@ def measured(
 ) -> Float[Tensor, " batch"]:
     """The metric of a batch in a pass over some tokens, with no more logits than it reads."""
     last = 1 if getattr(metric, "last_only", False) else 0
-    return metric(model.logits(tokens, last=last), batch)
+    value = metric(model.logits(tokens, last=last), batch)
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if shape != (len(batch),):
+        raise ValueError(f"A metric gives one number per example, {(len(batch),)}; {metric} gave {shape}.")
+    return value
 
 
 def changes(
@@ -195,6 +199,8 @@ def _differentiable(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
     if splice.transcodes:
         through = splice.prediction(splice.dictionary.encode(entered), entered)
         left = left.detach() + (through - through.detach())
+    if splice.site.side == "in":
+        left = left.view_as(left)  # what enters one module may enter others too, which is none of ours
     if torch.is_grad_enabled() and not left.requires_grad:
         left = left.detach().requires_grad_()
     return left

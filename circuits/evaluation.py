@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ from interventions.model import Model
 from interventions.splice import Dictionaries, applied, run, splices
 from tasks import Batch, Task
 
-from .discovery import identity
+from .discovery import identity, prompts
 from .effects import measured
 from .graph import Circuit
 
@@ -91,18 +91,37 @@ class Evaluation:
     ):
         self.model = model
         self.task = task
-        self.batches = task.batches(model.tokenizer, batch_size, model.device)
+        self.batches = prompts(model, task, batch_size)
         self.bound = splices(model, dictionaries)
-        start = model.site(f"resid.{start_layer - 1}") if start_layer else None
+        if errors not in get_args(Errors):
+            raise ValueError(f"Errors are {', '.join(get_args(Errors))}; {errors!r} is none of these.")
+        if not 0 < level < 1:
+            raise ValueError(f"The level of an interval lies between 0 and 1; {level} does not.")
+        if not 0 <= start_layer < len(model.blocks):
+            raise ValueError(f"start_layer goes from 0 to {len(model.blocks) - 1}; it is {start_layer}.")
         self.dictionaries = {
-            site: splice.dictionary for site, splice in self.bound.items() if start is None or site > start
+            site: splice.dictionary
+            for site, splice in self.bound.items()
+            if not start_layer or (model.block_of(site) or 0) >= start_layer
         }
+        if not self.dictionaries:
+            raise ValueError(
+                f"There is no dictionary at or after layer {start_layer}: nothing could be ablated."
+            )
         self._ablation, self._errors, self._level = ablation, errors, level
         self._means: dict[int, dict[str, Acts]] = {}
         with torch.no_grad():
             values = [measured(model, batch.clean, task.metric, batch) for batch in self.batches]
         self.model_metric = torch.cat(values).double().cpu()
         self.nothing_metric = self.metric({})
+        change = self.model_metric - self.nothing_metric
+        if len(change) > 1 and change.mean().abs() < 2 * change.std() / len(change) ** 0.5:
+            whole, nothing = self.model_metric.mean(), self.nothing_metric.mean()
+            warnings.warn(
+                f"On {task.name} the model (mean metric {whole:.3g}) is not clearly apart from one with "
+                f"everything ablated ({nothing:.3g}): ratios of the two say little.",
+                stacklevel=2,
+            )
 
     def acts(self, tokens: Tensor) -> dict[str, Acts]:
         """Features and errors of the unchanged model."""
@@ -125,6 +144,10 @@ class Evaluation:
     def metric(self, masks: Mapping[str, Bool[Tensor, "*pos node"]]) -> Float[Tensor, " example"]:
         """The metric of every example with all nodes ablated but those in the masks. Last node: the error."""
         names = [site.name for site in self.dictionaries]
+        masks = {str(site): mask for site, mask in masks.items()}
+        known = {site.name for site in self.bound}
+        if unknown := [site for site in masks if site not in known]:
+            raise ValueError(f"There is no dictionary at {', '.join(unknown)}; there are {', '.join(known)}.")
         n_nodes = {site.name: splice.n_features + 1 for site, splice in self.bound.items()}
         out = {}
         for name in names:
@@ -246,15 +269,23 @@ def means(model: Model, batches: Iterable[Batch], dictionaries: Dictionaries) ->
     Over clean ones where there are no patched ones. All prompts must have the same length. The result serves
     as `reference` of `find` too.
     """
+    batches = list(batches)
+    lengths = sorted({batch.clean.shape[1] for batch in batches})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"A mean, position by position, is of prompts of one length; these have {lengths} tokens."
+        )
     sums: dict[str, Acts] = {}
+    dtypes: dict[str, torch.dtype] = {}
     count = 0
     for batch in batches:
         tokens = batch.clean if batch.patch is None else batch.patch
         count += len(tokens)
         for site, acts in run(model, tokens, dictionaries).computed.items():
-            summed = acts.map(lambda t: t.sum(0))
+            summed = acts.map(lambda t: t.sum(0, dtype=torch.float64))
             sums[site] = sums[site] + summed if site in sums else summed
-    return {site: acts * (1 / count) for site, acts in sums.items()}
+            dtypes[site] = acts.features.dtype
+    return {site: acts.map(lambda t, d=dtypes[site]: (t / count).to(d)) for site, acts in sums.items()}
 
 
 @dataclass(frozen=True)

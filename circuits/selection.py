@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,6 +36,10 @@ class top:
     """
 
     count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"One keeps 0 or more of the scores, not {self.count}.")
 
     def __call__(self, scores: Tensor) -> Tensor:
         return _first(scores.abs(), min(self.count, len(scores)))
@@ -78,6 +83,10 @@ def keep(rule: Keep | float | int) -> Keep:
     """
     if isinstance(rule, bool):
         raise TypeError("Pass a number, or a rule such as top(100), above(0.1) or share(0.9).")
-    if isinstance(rule, int):
-        return top(rule)
-    return above(rule) if isinstance(rule, float) else rule
+    if isinstance(rule, Integral):
+        return top(int(rule))
+    if isinstance(rule, Real):
+        return above(float(rule))
+    if not callable(rule):
+        raise TypeError(f"{rule!r} is no rule. Pass a number, or a rule such as top(100) or share(0.9).")
+    return rule

@@ -92,12 +92,18 @@ class Targets:
 
 def _covectors(splice: Splice, x: Tensor, slope: Tensor, token: Tensor, feature: Tensor) -> Tensor:
     """How the metric hangs on what is read, through each of these active features."""
-    return splice.encoder_rows(x[token], feature) * splice.projected(slope, token, feature)[:, None]
+    rows = splice.encoder_rows(x[token], feature) * splice.projected(slope, token, feature)[:, None]
+    return rows.to(x.dtype)
 
 
 def _error_covectors(splice: Splice, x: Tensor, slope: Tensor, listed: SiteEffects) -> Tensor:
-    """How the metric hangs on what is read through the error: all of it, less what the features carry."""
-    error = slope.clone()
+    """How the metric hangs on what is read through the error: all, less what features and skip carry."""
+    error = slope.to(x.dtype, copy=True)
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        skip = splice.skip(at)
+        if skip is not None:
+            error -= torch.autograd.grad(skip, at, slope.to(skip.dtype))[0]
     for some in torch.arange(len(listed.token), device=x.device).split(max(1, _ROW_BUDGET // x.shape[-1])):
         token = listed.token[some]
         error.index_add_(0, token, -_covectors(splice, x, slope, token, listed.feature[some]))

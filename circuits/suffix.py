@@ -40,8 +40,9 @@ class Suffix:
 
 def _first(model: Model, site: Site) -> int:
     """The first block whose computation depends on what flows on from a site."""
-    blocks = model.layout.blocks + "."
-    if not site.path.startswith(blocks):
-        return 0 if site < model.site("resid.0") else len(model.blocks)
-    index, *inside = site.path.removeprefix(blocks).split(".")
-    return int(index) if inside or site.side == "in" else int(index) + 1
+    block = model.block_of(site)
+    if block is None:
+        inside = [other for other in model.sites.values() if model.block_of(other) is not None]
+        return 0 if site < min(inside) else len(model.blocks)
+    whole = site.path == f"{model.layout.blocks}.{block}"
+    return block + 1 if whole and site.side == "out" else block

@@ -74,7 +74,7 @@ class _Source:
             scores = self.splice.readout(covector[some], self.feature[entry]) * self.delta[entry][:, None]
             yield some, torch.where(inside, self.column[entry], -1), scores
         if bool((self.error_column >= 0).any()):
-            scores = torch.einsum("tsd,td->ts", covector, self.error_delta)[..., None]
+            scores = torch.einsum("tsd,td->ts", covector, self.error_delta.to(covector.dtype))[..., None]
             yield torch.arange(n_tokens, device=covector.device), self.error_column[:, None], scores
 
 
@@ -110,7 +110,7 @@ class Edges:
             if len(self.kept[site.name])
         }
         for site, splice in bound.items():
-            rows, read = self.targets[site.name], cut.reads[splice.read]
+            rows, read = self.targets[site.name], cut.reads[site]
             if not rows or not read.requires_grad:
                 continue
             kept = self.kept[site.name]
@@ -194,7 +194,7 @@ def edges(
 class _CutPass:
     """A pass on the clean prompts whose gradients stop at every site."""
 
-    reads: dict[Site, Tensor]  # what the dictionaries read
+    reads: dict[Site, Tensor]  # what the dictionary of each site reads
     leaves: dict[Site, Tensor]  # what flows on from their sites
     metric: Float[Tensor, " batch"]
 
@@ -204,7 +204,7 @@ class _CutPass:
         leaves: dict[Site, Tensor] = {}
 
         def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
-            reads[splice.read] = entered
+            reads[splice.site] = entered
             leaves[splice.site] = left.detach().requires_grad_()
             skip = splice.skip(entered)
             return leaves[splice.site] + (0 if skip is None else skip - skip.detach())
@@ -238,4 +238,4 @@ class _Blocks:
             inside = (row[some] >= 0)[:, :, None] & (column >= 0)[:, None, :]
             line = example[some][:, None] * n_rows + row[some]
             index = line[:, :, None] * source.n_rows + column[:, None, :]
-            flat.index_add_(0, index[inside], scores[inside])
+            flat.index_add_(0, index[inside], scores[inside].to(flat.dtype))

@@ -63,9 +63,11 @@ def _mask(
     n = acts.features.shape[-1]
     if not isinstance(nodes, Tensor) or nodes.dtype != torch.bool:
         listed = torch.as_tensor(nodes, dtype=torch.long, device=acts.features.device)
-        if listed.numel() and not 0 <= int(listed.min()) <= int(listed.max()) < n:
+        outside = listed[(listed < 0) | (listed >= n)].tolist()
+        if outside:
             raise ValueError(
-                f"Feature {int(listed.max())} is out of range: the dictionary has features 0 to {n - 1}."
+                f"Feature {outside[0]} is out of range: the dictionary has features 0 to {n - 1}. "
+                f"For the error pass a mask of {n + 1} entries."
             )
         nodes = torch.zeros(n, dtype=torch.bool, device=acts.features.device)
         nodes[listed] = True

@@ -52,6 +52,7 @@ class Model:
         except ValueError as error:
             raise ValueError(missing_layout(module, seen, str(error))) from None
         self.sites: Mapping[str, Site] = MappingProxyType(name_sites(module, self.layout, seen))
+        self._placed = dict(self.sites)
         if set(self.sites) <= {"embed"}:
             why = "no block hands on a tensor (batch pos width), as sites must"
             raise ValueError(missing_layout(module, seen, why))
@@ -114,12 +115,19 @@ class Model:
     # Sites
 
     def site(self, name: str | Site) -> Site:
-        """The site of that name. Raises LookupError where the model has none."""
+        """The site of that name, among them those made by `at`. Raises LookupError where there is none."""
         if isinstance(name, Site):
-            return name
-        if name not in self.sites:
-            raise LookupError(f"No site {name!r}; this model has {_ranges(self.sites)}.")
-        return self.sites[name]
+            return self._placed.setdefault(name.name, name)
+        if name in self._placed:
+            return self._placed[name]
+        raise LookupError(f"No site {name!r}; this model has {_ranges(self.sites)}.")
+
+    def block_of(self, site: Site) -> int | None:
+        """Index of the block that a site lies in; None for what lies before or after the blocks."""
+        prefix = f"{self.layout.blocks}."
+        if not site.path.startswith(prefix):
+            return None
+        return int(site.path.removeprefix(prefix).split(".")[0])
 
     def at(self, path: str, side: Side = "out", name: str | None = None) -> Site:
         """A site anywhere: what enters or leaves the module at `path`.
@@ -134,7 +142,7 @@ class Model:
             calls = len(self._seen.calls.get(id(self.module.get_submodule(path)), ()))
             why = "of shape (batch pos width)" if calls == 1 else f"alone: it runs {calls} times in a pass"
             raise ValueError(f"No site at the {side} side of {path!r}: no tensor passes there {why}.")
-        return site
+        return self.site(site)
 
     # Passes
 
@@ -229,7 +237,8 @@ class Model:
 
         try:
             for block in self.blocks:
-                handles.append(block.register_forward_hook(keep))
+                # Ahead of visits: they will see what a resumed block returns, as they see a block's own.
+                handles.append(block.register_forward_hook(keep, prepend=True))
             self.logits(tokens, mask)
         finally:
             for handle in handles:

@@ -119,9 +119,13 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
         LookupError: a site that the model does not have.
         ValueError: a dictionary whose width is not its site's.
     """
+    if not isinstance(dictionaries, Mapping):
+        raise TypeError(f"Pass dictionaries as {{site: dictionary}}, not as {type(dictionaries).__name__}.")
     bound = {}
     for key, dictionary in dictionaries.items():
         site = model.site(key)
+        if isinstance(dictionary, type) or not isinstance(dictionary, Dictionary):
+            raise TypeError(f"The dictionary at {site} has no `encode` and `decode`: {dictionary!r}.")
         reads = dictionary.reads if isinstance(dictionary, Transcoder) else None
         read = site if reads is None else model.site(reads)
         if read > site:
@@ -133,22 +137,36 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
 
 def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictionary) -> int:
     """How many features a dictionary has: as it says, or found by handing it one row of its site's width."""
-    if isinstance(dictionary, SparseCoder) and (dictionary.d_in, dictionary.d_out) == (
-        read.width,
-        site.width,
-    ):
-        return dictionary.n_features
+    if isinstance(dictionary, SparseCoder):
+        if dictionary.W_dec.device != model.device:
+            raise ValueError(
+                f"The dictionary at {site} is on {dictionary.W_dec.device} and the model on {model.device}; "
+                "move it there with .to(model.device)."
+            )
+        if (dictionary.d_in, dictionary.d_out) == (read.width, site.width):
+            return dictionary.n_features
     row = torch.zeros(1, read.width, device=model.device, dtype=model.dtype)
     try:
         features = dictionary.encode(row)
         d_out = dictionary.decode(features).shape[-1]
+        affine = _is_affine(dictionary, features)
     except RuntimeError as error:
         takes = getattr(dictionary, "d_in", None)
         takes = f"takes width {takes}" if takes else f"refuses it ({str(error).splitlines()[0]})"
         raise ValueError(f"{read} has width {read.width}, but the dictionary at {site} {takes}.") from None
     if d_out != site.width:
         raise ValueError(f"{site} has width {site.width}, but its dictionary writes width {d_out}.")
+    if not affine:
+        raise ValueError(f"The dictionary at {site} has a `decode` that is not affine, as decoders must be.")
     return features.shape[-1]
+
+
+def _is_affine(dictionary: Dictionary, like: Tensor) -> bool:
+    """Whether decoding a sum gives the sum of what is decoded, tried on two rows of features."""
+    f, g = torch.randn(2, 1, like.shape[-1], generator=torch.Generator().manual_seed(0)).to(like)
+    a, b, both, nothing = (dictionary.decode(x) for x in (f, g, f + g, torch.zeros_like(f)))
+    scale = both.abs().max() + a.abs().max() + b.abs().max()
+    return bool((both + nothing - a - b).abs().max() <= torch.finfo(both.dtype).eps ** 0.5 * scale)
 
 
 Rewrite = Callable[[Splice, Tensor, Tensor], Tensor]  # splice, what entered, what left -> what flows on
@@ -186,7 +204,12 @@ def _with_neurons(
     model: Model, dictionaries: Dictionaries, interventions: Sequence[Intervention]
 ) -> dict[Site, Dictionary]:
     """The dictionaries, and the neurons wherever an intervention changes a site that has none."""
-    given = {model.site(site): dictionary for site, dictionary in dictionaries.items()}
+    if not dictionaries:
+        given = {}
+    elif isinstance(dictionaries, Mapping):
+        given = {model.site(site): dictionary for site, dictionary in dictionaries.items()}
+    else:
+        raise TypeError(f"Pass dictionaries as {{site: dictionary}}, not as {type(dictionaries).__name__}.")
     changed = {model.site(site) for intervention in interventions for site in intervention.sites}
     return {site: Identity() for site in changed} | given
 

@@ -40,7 +40,8 @@ def visited(
     def result(site: Site, x: Tensor, apart: bool) -> Tensor:
         rows = x.view(*shape, -1) if x.ndim == 2 else x
         y = visit(site, rows.clone()).clone() if apart else visit(site, rows)
-        return y if y is x else y.reshape(x.shape)  # what was visited must be what flows, for its gradient
+        # What was visited must be what flows, for its gradient; a dictionary may be of another dtype.
+        return y if y is x else y.reshape(x.shape).to(x.dtype)
 
     def entering(site: Site, ndim: int, apart: bool) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -64,6 +64,19 @@ def writers(model: Model) -> list[str]:
     return [name for name, site in model.sites.items() if site.side == "out"]
 
 
+def mixed(model: Model) -> dict[str, PlainSAE]:
+    """Autoencoders at every site, those that modules read among them, and transcoders that read these."""
+    torch.manual_seed(4)
+    found: dict[str, PlainSAE] = {}
+    for name, site in model.sites.items():
+        reads = name.replace(".", "_in.")
+        if reads in model.sites:
+            found[name] = PlainTranscoder(model.sites[reads].width, 20, site.width, reads)
+        else:
+            found[name] = PlainSAE(site.width, 20)
+    return {name: dictionary.to(model.dtype) for name, dictionary in found.items()}
+
+
 def autoencoders(model: Model, *, n_features: int = 40, seed: int = 2) -> dict[str, PlainSAE]:
     torch.manual_seed(seed)
     return {name: PlainSAE(model.sites[name].width, n_features).to(model.dtype) for name in writers(model)}
@@ -168,6 +181,6 @@ def dense_nodes(effects: Effects) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "PlainSAE", "PlainTranscoder", "autoencoders", "batch", "dense_nodes", "headless", "slow_edges",
+    "PlainSAE", "PlainTranscoder", "autoencoders", "batch", "dense_nodes", "headless", "mixed", "slow_edges",
     "tiny", "tolerance", "total_gradients", "transcoders", "writers",
 ]  # fmt: skip

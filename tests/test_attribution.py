@@ -6,6 +6,7 @@ from oracles import (
     batch,
     dense_nodes,
     headless,
+    task,
     tiny,
     tolerance,
     total_gradients,
@@ -13,6 +14,7 @@ from oracles import (
     writers,
 )
 
+from circuits import Evaluation, find
 from circuits.attribution import (
     attribution_patching,
     exact_patching,
@@ -23,8 +25,9 @@ from circuits.attribution import (
     midpoint,
 )
 from interventions.acts import Identity
-from interventions.edits import Patch
-from interventions.splice import run
+from interventions.dictionaries import SparseCoder
+from interventions.edits import Add, Patch
+from interventions.splice import applied, run
 from tasks import LogitDifference
 
 metric = LogitDifference()
@@ -104,3 +107,47 @@ def test_input_integrated_gradients_of_the_embedding_add_up_to_the_whole_change(
     torch.testing.assert_close(
         found["embed"].dense().sum((1, 2)), found.patch - found.clean, rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("family", ["olmo2", "cohere", "phi", "falcon_h1", "gpt2"])
+def test_effects_at_what_a_module_reads_are_of_that_module_alone(family):
+    model, prompts = tiny(family), batch()
+    site = model.site("mlp_in.1")
+    found = attribution_patching(model, prompts, metric, {site: Identity()})["mlp_in.1"].dense().sum((1, 2))
+    clean, patch = (model.read(tokens, [site])[site] for tokens in (prompts.clean, prompts.patch))
+    values = []
+    for sign in (1, -1):
+        moved = 1e-3 * sign * (patch - clean)
+        with torch.no_grad(), model.visiting([site], lambda _site, x, moved=moved: x + moved):
+            values.append(metric(model.logits(prompts.clean), prompts))
+    torch.testing.assert_close(found, (values[0] - values[1]) / 2e-3, rtol=1e-2, atol=1e-3)
+
+
+def test_integrated_gradients_under_an_intervention_apply_it_once(monkeypatch):
+    model, prompts = tiny("llama"), batch()
+    direction = 2 * torch.randn(32, generator=torch.Generator().manual_seed(5)).double()
+    found = []
+    with applied(model, Add({"resid.1": direction})):
+        for resumes in (True, False):
+            monkeypatch.setitem(model.__dict__, "resumes", resumes)
+            neurons = {"mlp.2": Identity()}
+            found.append(integrated_gradients(model, prompts, metric, neurons)["mlp.2"].dense())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mamba"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dictionaries_may_be_more_precise_than_the_model(family, dtype):
+    model = tiny(family, dtype)
+    coders = {"resid.1": SparseCoder.random(32, 64), "resid.2": SparseCoder.random(32, 64, seed=1)}
+    circuit = find(model, task(4), coders, node=20, edge=50, progress=False)
+    assert len(circuit) == 20 and circuit.effect.isfinite().all()
+    assert Evaluation(model, task(4), coders).faithfulness(circuit).nodes == 20
+    assert exact_patching(model, batch(), metric, coders)["resid.2"].effect.isfinite().all()
+
+
+def test_a_metric_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"one number per example, \(3,\); .* gave \(3, 2\)"):
+        attribution_patching(
+            tiny("gpt2"), batch(), lambda logits, _: logits[:, -1, :2], {"mlp.1": Identity()}
+        )

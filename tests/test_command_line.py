@@ -322,7 +322,7 @@ def test_nothing_that_files_hold_controls_the_terminal(tmp_path, capfd, mistake)
         (["--metric", "fame"], "--metric: invalid choice: 'fame'"),
         (["--device", "cuda:99"], "There is no device cuda:99 on this machine."),
         (["--device", "cupboard"], "No device 'cupboard'"),
-        (["--start-layer", "9", "-n", "4"], "No site 'resid.8'; this model has"),
+        (["--start-layer", "9", "-n", "4"], "start_layer goes from 0 to 2; it is 9"),
         (["--annotations", "nowhere.json"], "There is no file of annotations nowhere.json."),
         (["--method", "attribution-patching", "--steps", "3"], "attribution patching has none"),
         (["--nodes", "5"], "unrecognized arguments: --nodes 5"),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import networkx
@@ -6,10 +7,12 @@ import pytest
 import torch
 from families import FAMILIES
 from oracles import autoencoders, slow_edges, task, tiny, total_gradients, writers
+from torch import nn
 
 import circuits.discovery
 from circuits import (
     OUTPUT,
+    Evaluation,
     Node,
     above,
     attribution_patching,
@@ -23,7 +26,9 @@ from circuits.checkpoint import Checkpoint
 from circuits.wiring import Edges
 from interventions.acts import Identity
 from interventions.model import Model
+from interventions.sites import Layout
 from interventions.splice import run
+from tasks import Pair, Task
 
 simple = partial(find, method=attribution_patching, progress=False, batch_size=3)
 
@@ -225,3 +230,92 @@ def test_unpaired_prompts_move_to_zero_or_to_a_reference(to_mean, tmp_path):
 def test_no_dictionaries_at_all_is_an_error():
     with pytest.raises(ValueError, match=r"There are no dictionaries; for neurons pass"):
         simple(tiny("gpt2"), task(4), {})
+
+
+def test_methods_that_have_no_name_are_told_apart(tmp_path):
+    model = tiny("gpt2")
+    search = partial(find, model, task(4), {"mlp.1": Identity()}, node=5, checkpoint=tmp_path, progress=False)
+    search(method=lambda *args, **settings: attribution_patching(*args, **settings))
+    with pytest.raises(ValueError, match="differs in method"):
+        search(method=lambda *args, **settings: integrated_gradients(*args, **settings))
+
+
+class Halves:
+    """A dictionary that is nothing but two methods."""
+
+    def encode(self, x):
+        return x / 2
+
+    def decode(self, features):
+        return features * 2
+
+
+def test_plain_objects_and_functions_are_known_again(tmp_path):
+    model = tiny("gpt2")
+    for _ in range(2):
+
+        def metric(logits, batch):
+            return logits[:, -1, 3]
+
+        question = replace(task(4), metric=metric)
+        circuit = simple(model, question, {"mlp.1": Halves()}, node=5, edge=None, checkpoint=tmp_path)
+    Evaluation(model, task(4), {"mlp.1": Halves()}).check(circuit)
+
+
+@pytest.mark.parametrize(
+    ("dictionaries", "error", "says"),
+    [
+        ([Identity()], TypeError, "Pass dictionaries as {site: dictionary}, not as list"),
+        ({"mlp.1": Identity}, TypeError, "no `encode` and `decode`"),
+        (
+            {"mlp.1": type("Bent", (Halves,), {"decode": lambda self, f: f.tanh()})()},
+            ValueError,
+            "not affine",
+        ),
+    ],
+)
+def test_what_is_no_dictionary_is_refused(dictionaries, error, says):
+    with pytest.raises(error, match=says):
+        simple(tiny("gpt2"), task(4), dictionaries)
+
+
+def test_a_reference_for_pairs_is_refused():
+    model = tiny("gpt2")
+    reference = means(model, task(4).batches(None, 4), {"mlp.1": Identity()})
+    with pytest.raises(ValueError, match="all paired"):
+        simple(model, task(4), {"mlp.1": Identity()}, reference=reference)
+
+
+def test_tokens_that_the_model_does_not_have_are_named():
+    question = Task("wrong", [Pair((3, 99, 4), (3, 5, 4), (7,), (8,))])
+    with pytest.raises(ValueError, match="token 99, but the model's tokens go from 0 to 63"):
+        simple(tiny("gpt2"), question, {"mlp.1": Identity()})
+
+
+def test_models_without_block_outputs_have_circuits_too():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.mix(x.cumsum(1)).tanh()
+
+    class Summing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(64, 16), nn.Linear(16, 64)
+            self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+        def forward(self, tokens):
+            x = self.embed(tokens)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    layout = Layout(blocks="blocks", embed="embed", head="head", parts={"delta": ""})
+    model = Model.load(Summing(), layout=layout)
+    neurons = {name: Identity() for name in ("embed", "delta.0", "delta.1")}
+    circuit = find(model, task(4), neurons, node=10, edge=10, progress=False)
+    assert Evaluation(model, task(4), neurons, start_layer=1).faithfulness(circuit).nodes == 10

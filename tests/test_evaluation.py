@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,6 +20,7 @@ from circuits import (
     zero_ablation,
 )
 from interventions.acts import Identity
+from tasks import KL
 
 simple = partial(find, method=attribution_patching, progress=False, edge=None)
 ABLATIONS = [mean_ablation, zero_ablation, resample_ablation]
@@ -164,3 +166,48 @@ def test_a_curve_from_a_later_layer_ranks_nodes_from_there_on():
     later = sum(node.site.endswith(".2") for node in circuit.nodes)
     curve = Evaluation(model, task(6), dictionaries, start_layer=2).curve(circuit, random=1)
     assert curve.sizes[-1] == later < len(circuit)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"errors": "remove"}, "Errors are scored, kept, removed; 'remove' is none"),
+        ({"level": 95}, "between 0 and 1; 95 does not"),
+        ({"start_layer": 3}, "start_layer goes from 0 to 2; it is 3"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, says):
+    model = tiny("gpt2")
+    with pytest.raises(ValueError, match=says):
+        Evaluation(model, task(4), {"mlp.1": Identity()}, **settings)
+
+
+def test_masks_may_be_keyed_by_site_and_those_of_other_sites_are_refused():
+    model = tiny("gpt2")
+    evaluation = Evaluation(model, task(4), {"mlp.1": Identity()})
+    everything = torch.ones(33, dtype=torch.bool)
+    torch.testing.assert_close(evaluation.metric({model.site("mlp.1"): everything}), evaluation.model_metric)
+    with pytest.raises(ValueError, match=r"no dictionary at mlp\.7"):
+        evaluation.metric({"mlp.7": everything})
+
+
+def test_sites_anywhere_can_be_evaluated():
+    model = tiny("gpt2")
+    site = model.at("transformer.h.1.mlp.c_fc")
+    circuit = simple(model, task(4), {site: Identity()}, node=10)
+    assert Evaluation(model, task(4), {site: Identity()}).faithfulness(circuit).nodes == 10
+
+
+def test_means_in_half_precision_do_not_overflow():
+    model = tiny("gpt2", torch.float16)
+    with torch.no_grad():
+        model.module.transformer.wte.weight[:, 0] = 3000.0
+    found = means(model, task(64).batches(None, 32), {"embed": Identity()})["embed"].features
+    assert found.dtype == torch.float16 and found[0, 0] == 3000
+
+
+def test_a_divergence_is_from_the_model_as_it_is():
+    model = tiny("gpt2")
+    question = replace(task(4), metric=KL())
+    evaluation = Evaluation(model, question, autoencoders(model))
+    assert evaluation.model_metric.abs().max() < 1e-9 < evaluation.nothing_metric.min()

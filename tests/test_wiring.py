@@ -1,15 +1,26 @@
 import pytest
 import torch
 from families import FAMILIES
-from oracles import autoencoders, batch, slow_edges, tiny, tolerance, total_gradients, transcoders, writers
+from oracles import (
+    autoencoders,
+    batch,
+    mixed,
+    slow_edges,
+    tiny,
+    tolerance,
+    total_gradients,
+    transcoders,
+    writers,
+)
 
 from circuits.attribution import attribution_patching
 from circuits.wiring import OUTPUT, edges
 from interventions.acts import Identity
+from interventions.dictionaries import ReLU, SparseCoder
 from tasks import LogitDifference
 
 metric = LogitDifference()
-KINDS = {"autoencoders": autoencoders, "transcoders": transcoders}
+KINDS = {"autoencoders": autoencoders, "transcoders": transcoders, "mixed": mixed}
 
 
 def everything(model, dictionaries, n_pos=None):
@@ -52,9 +63,11 @@ def test_edges_of_every_node_add_up_to_its_effect(family, kind):
 @pytest.mark.parametrize("per_position", [False, True])
 def test_edges_are_those_of_one_backward_pass_for_each_node(family, kind, per_position):
     model = tiny(family)
-    dictionaries = KINDS[kind](model, n_features=10)
+    dictionaries = KINDS[kind](model) if kind == "mixed" else KINDS[kind](model, n_features=10)
     if not dictionaries:
         pytest.skip("no site for it")
+    if kind == "mixed":
+        dictionaries = {name: d for name, d in dictionaries.items() if not name.endswith(".2")}
     prompts = batch(n=2, n_pos=4)
     effects = attribution_patching(model, prompts, metric, dictionaries)
     slow = slow_edges(
@@ -116,3 +129,20 @@ def test_operations_without_batched_gradients_are_gone_through_slot_by_slot(monk
         found.append(edges(model, batch(), metric, dictionaries, effects, everything(model, dictionaries)))
     for pair in found[0]:
         torch.testing.assert_close(found[1][pair].to_dense(), found[0][pair].to_dense())
+
+
+def test_an_autoencoder_with_a_skip_connection_of_its_own_is_conserved():
+    model = tiny("gpt2")
+    torch.manual_seed(0)
+    dictionaries = {}
+    for name in ("embed", "resid.0", "resid.1"):
+        coder = SparseCoder.random(32, 40, seed=len(dictionaries))
+        parts = {"W_enc": coder.W_enc, "b_enc": coder.b_enc, "W_dec": coder.W_dec, "b_dec": coder.b_dec}
+        dictionaries[name] = SparseCoder(
+            **parts, activation=ReLU(), W_skip=0.1 * torch.randn(32, 32)
+        ).double()
+    effects = attribution_patching(model, batch(), metric, dictionaries)
+    found = edges(model, batch(), metric, dictionaries, effects, everything(model, dictionaries))
+    for up in dictionaries:
+        out = sum(matrix.to_dense().sum(0) for (u, _), matrix in found.items() if u == up)
+        torch.testing.assert_close(out, effects[up].dense().sum(1).mean(0))
