@@ -87,7 +87,9 @@ class Circuit:
 
     def __repr__(self) -> str:
         task = self.about.get("task", {}).get("name", "")
-        return f"Circuit({f'{task!r}, ' if task else ''}{len(self)} nodes, {self.edges.shape[1]} edges)"
+        nodes, edges = len(self), self.edges.shape[1]
+        counts = f"{nodes} node{'s' * (nodes != 1)}, {edges} edge{'s' * (edges != 1)}"
+        return f"Circuit({f'{task!r}, ' if task else ''}{counts})"
 
     @cached_property
     def index(self) -> Mapping[Node, int]:

@@ -93,7 +93,8 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
     dictionaries = _dictionaries(question, model, found)
     stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in dictionaries))
     say(f"Dictionaries  {visible(Path(folder).name)}, at {len(dictionaries)} sites: {stems}")
-    task = first = second = _task(question, model)
+    asked = _task(question, model)
+    task = first = second = asked.fitting(model.tokenizer)
     if question.held_out:
         try:
             first, second = task.split(1 - question.held_out, question.seed)
@@ -102,6 +103,8 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
     pair = task.pairs[0]
     say(f"Task          {visible(task.name)}: {_ended(_shown(pair.clean), 50)} → {_shown(pair.answers)}")
     pairs = f"{len(second)} pairs" if found else f"{len(first)} pairs to find on"
+    if len(task) < len(asked):
+        pairs = f"{len(task)} of {len(asked)} pairs fit the tokenizer: {pairs}"
     if not found:
         pairs += f", {len(second)} others to test on" if question.held_out else ", the same to test on"
     say(f"              {pairs}")

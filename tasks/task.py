@@ -55,13 +55,22 @@ class Task:
         if batch_size < 1:
             raise ValueError(f"A batch has at least 1 example, not {batch_size}.")
         groups: dict[tuple[int, bool], list[Encoded]] = defaultdict(list)
-        for example in self._encoded(tokenizer):
+        for _, example in self._encoded(tokenizer):
             groups[len(example.clean), example.patch is None].append(example)
         return [
             _collated(group[start : start + batch_size]).to(device)
             for _, group in sorted(groups.items(), key=lambda item: item[0])
             for start in range(0, len(group), batch_size)
         ]
+
+    def fitting(self, tokenizer: Tokenizer | None) -> Task:
+        """The pairs that `batches` would keep, with the same warning that counts the others.
+
+        >>> from tasks import agreement_simple, grammar
+        >>> len(agreement_simple(n=20).fitting(grammar.tokenizer()))
+        20
+        """
+        return replace(self, pairs=[pair for pair, _ in self._encoded(tokenizer)])
 
     def split(self, first: int | float, seed: int = 0) -> tuple[Task, Task]:
         """Two tasks of shuffled pairs, to find on one and to test on the other.
@@ -109,13 +118,13 @@ class Task:
             metric = METRICS[header.metric]
         return cls(header.task, pairs, metric, header.description)
 
-    def _encoded(self, tokenizer: Tokenizer | None) -> list[Encoded]:
+    def _encoded(self, tokenizer: Tokenizer | None) -> list[tuple[Pair, Encoded]]:
         encoder = Encoder.of(tokenizer, self.pairs)
-        examples: list[Encoded] = []
+        examples: list[tuple[Pair, Encoded]] = []
         dropped: dict[str, list[str]] = defaultdict(list)
         for pair in self.pairs:
             try:
-                examples.append(encoder.encoded(pair))
+                examples.append((pair, encoder.encoded(pair)))
             except Unfit as unfit:
                 dropped[unfit.reason].append(unfit.particulars)
         count = len(self) - len(examples)

@@ -454,3 +454,18 @@ def test_a_batch_of_unlike_rows_is_refused(batch: Batch):
         Batch(batch.clean, batch.clean[:, :2], batch.answers, batch.foils)
     with pytest.raises(ValueError, match="one row per example"):
         Batch(batch.clean, None, batch.answers[:2], batch.foils)
+
+
+def test_the_pairs_that_fit_are_those_of_the_batches():
+    task = Task(
+        "two",
+        [
+            Pair((3, 4), (3, 5), (6,), (7,)),
+            Pair((3, 4), (3, 5, 6), (6,), (7,)),
+            Pair((4, 4), (4, 5), (6,), (7,)),
+        ],
+    )
+    with pytest.warns(UserWarning, match="1 of 3 pairs do not fit"):
+        fitting = task.fitting(None)
+    assert fitting.pairs == (task.pairs[0], task.pairs[2])
+    assert sum(map(len, fitting.batches(None))) == 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB
+from families import FAMILIES, VOCAB, tiny
 from torch.nn.functional import normalize
 
 from interventions.acts import Identity
@@ -377,3 +377,11 @@ def test_dictionaries_trained_on_a_model_beat_its_mean_and_fit_a_table():
     assert list(qualities) == ["embed", "mlp.1", "resid.1"]
     assert all(q.fvu < 0.5 for q in qualities.values())
     assert len(table(qualities).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sites"), [(torch.zeros(2, 3).long(), "resid.0"), (["a text"], ["resid.0"])]
+)
+def test_a_bare_site_and_texts_are_refused(tokens, sites):
+    with pytest.raises(TypeError, match="Pass a list of sites, and tokens"):
+        train(tiny("gpt2"), tokens, sites, n_features=8, recipe=recipes.TopK(2))

@@ -51,6 +51,8 @@ def save(
     entries = {}
     try:
         for name, coder in dictionaries.items():
+            if not isinstance(coder, SparseCoder):
+                raise TypeError(f"Only a SparseCoder is saved; at {name} there is a {type(coder).__name__}.")
             if coder.site not in (None, str(name)):
                 raise ValueError(f"The dictionary under {str(name)!r} belongs to the site {coder.site!r}.")
             path, sha256 = _write(_tensors(coder, dtype, str(name)), folder, str(name))

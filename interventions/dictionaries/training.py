@@ -68,6 +68,10 @@ def train(
     {'resid.0': SparseCoder(SAE 64 -> 512 features, TopK(k=16), at resid.0),
      'mlp.1': SparseCoder(transcoder 64 -> 512 features -> 64, TopK(k=16), mlp_in.1 -> mlp.1)}
     """
+    if isinstance(sites, str) or (
+        isinstance(tokens, list) and any(isinstance(row, str) for row in tokens[:1])
+    ):
+        raise TypeError("Pass a list of sites, and tokens (row pos): training reads no texts.")
     pairs = [site if isinstance(site, tuple) else (site, site) for site in sites]
     pairs = [(model.site(reads), model.site(writes)) for reads, writes in pairs]
     written = [writes for _, writes in pairs]
