@@ -250,8 +250,10 @@ def _parser() -> argparse.ArgumentParser:
 
     draw = command("draw", _draw, "draw a saved circuit", _DRAW)
     draw.add_argument("folder", metavar="FOLDER", help="what `circuits find` or `Circuit.save` wrote")
-    draw.add_argument("--nodes", type=_rule, metavar="RULE", help="which nodes: 30, 0.1 or 90%%")
-    draw.add_argument("--edges", type=_edge_rule, metavar="RULE", help="which edges: 60, 0.01, 50%% or none")
+    draw.add_argument("--nodes", "--node", type=_rule, metavar="RULE", help="which nodes: 30, 0.1 or 90%%")
+    draw.add_argument(
+        "--edges", "--edge", type=_edge_rule, metavar="RULE", help="which edges: 60, 0.01, 50%% or none"
+    )
     draw.add_argument("--annotations", metavar="FILE", help="texts to write on features, JSON")
     draw.add_argument("--format", choices=("svg", "png", "pdf"), default="svg", help="(default: svg)")
     draw.add_argument("--out", metavar="FILE", help="(default: FOLDER/circuit.FORMAT)")
@@ -309,10 +311,15 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the search")
     group.add_argument(
-        "--node", type=_rule, default="100", metavar="RULE", help="nodes to keep (default: 100)"
+        "--node", "--nodes", type=_rule, default="100", metavar="RULE", help="nodes to keep (default: 100)"
     )
     group.add_argument(
-        "--edge", type=_edge_rule, default="1000", metavar="RULE", help="edges to keep (default: 1000)"
+        "--edge",
+        "--edges",
+        type=_edge_rule,
+        default="1000",
+        metavar="RULE",
+        help="edges to keep (default: 1000)",
     )
     group.add_argument(
         "--method", choices=("integrated-gradients", "attribution-patching", "input-integrated-gradients"),
