@@ -325,7 +325,7 @@ def test_nothing_that_files_hold_controls_the_terminal(tmp_path, capfd, mistake)
         (["--start-layer", "9", "-n", "4"], "start_layer goes from 0 to 2; it is 9"),
         (["--annotations", "nowhere.json"], "There is no file of annotations nowhere.json."),
         (["--method", "attribution-patching", "--steps", "3"], "attribution patching has none"),
-        (["--nodes", "5"], "unrecognized arguments: --nodes 5"),
+        (["--knots", "5"], "unrecognized arguments: --knots 5"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
