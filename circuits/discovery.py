@@ -33,7 +33,7 @@ from .effects import Effects
 from .graph import ERROR, OUTPUT, Circuit, Node
 from .selection import Keep, keep
 from .tally import Tally
-from .wiring import Edges
+from .wiring import Edges, Wired
 
 _PART_BUDGET = 2**26  # entries of the edge matrices that are summed up at once
 
@@ -88,7 +88,7 @@ def find(
             found = method(model, batches[number], task.metric, dictionaries, reference=reference).to("cpu")
             if store:
                 store.save_effects(number, found)
-            else:
+            elif edge is not None:
                 scored[number] = found
         return found
 
@@ -117,19 +117,21 @@ def _wire(
     effects: Callable[[int], Effects],
     store: Checkpoint | None,
     progress: bool | None,
-) -> list[Edges]:
-    found = []
+) -> list[Wired]:
+    """The edges between kept nodes, part by part, so that only one part is ever held as matrices."""
+    found: list[Wired] = []
+    of = digest(kept)
     parts = list(_parts({site: int(mask.sum()) for site, mask in kept.items()}))
     on_device = {site: mask.to(model.device) for site, mask in kept.items()}
     for number, targets in enumerate(parts):
         edges = Edges(on_device, targets)
-        done = store.restore_edges(number, edges, kept=digest(kept)) if store else 0
+        done = store.restore_edges(number, edges, kept=of) if store else 0
         label = "edges" if len(parts) == 1 else f"edges {number + 1}/{len(parts)}"
         for i in _bar(range(done, len(batches)), label, progress):
             edges.add(model, batches[i], task.metric, bound, effects(i).to(model.device))
             if store:
-                store.save_edges(number, edges, kept=digest(kept), batches=i + 1)
-        found.append(edges)
+                store.save_edges(number, edges, kept=of, batches=i + 1)
+        found.extend(edges)
     return found
 
 
@@ -154,7 +156,7 @@ def _parts(counts: Mapping[str, int]) -> Iterator[dict[str, range]]:
 def _circuit(
     tally: Tally,
     kept: Mapping[str, Tensor],
-    found: Iterable[Edges],
+    found: Iterable[Wired],
     bound: Mapping[Site, Splice],
     labels: tuple[str, ...] | None,
     about: Mapping[str, Any],
@@ -173,11 +175,10 @@ def _circuit(
     error = [tally.error(site)[mask] for site, mask in chosen.items()]
     change = (tally.patch - tally.clean) / tally.examples
     ends, weight, weight_error = [], [], []
-    for edges in found:
-        for (up, down), target, source, mean, spread in edges:
-            ends.append(torch.stack([source + first[up], target + first[down]]))
-            weight.append(mean)
-            weight_error.append(spread)
+    for (up, down), target, source, mean, spread in found:
+        ends.append(torch.stack([source + first[up], target + first[down]]))
+        weight.append(mean)
+        weight_error.append(spread)
     none = torch.zeros(0, dtype=torch.float64)
     return Circuit(
         nodes=(*nodes, Node(OUTPUT, 0)),

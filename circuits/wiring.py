@@ -41,6 +41,8 @@ from .slots import Kept, Targets, pulled, slots
 from .tally import standard_error
 
 Pair = tuple[str, str]  # upstream, downstream
+# A joined pair: rows of its targets, rows of their sources, mean weights over examples, and standard errors.
+Wired = tuple[Pair, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ class Edges:
             part, up, down = name.split(" ")
             (self.sums if part == "sum" else self.squares)[up, down] = value
 
-    def __iter__(self) -> Iterator[tuple[Pair, Tensor, Tensor, Tensor, Tensor]]:
-        """For each joined pair: target rows, source rows, mean over examples, and its standard error."""
+    def __iter__(self) -> Iterator[Wired]:
+        """The edges that are not zero, for each joined pair."""
         n = self.examples
         for pair, total in sorted(self.sums.items()):
             down, up = total.nonzero(as_tuple=True)

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from weakref import WeakSet
 
 import networkx
 import pytest
@@ -87,6 +88,22 @@ def test_a_circuit_wired_in_parts_is_the_same(monkeypatch):
         }
 
     assert by_ends(parts) == pytest.approx(by_ends(whole), rel=1e-6, abs=1e-12)
+
+
+def test_only_one_part_is_held_as_matrices(monkeypatch):
+    model, alive, parts = tiny("llama"), WeakSet(), []
+    add = Edges.add
+
+    def watched(self, *args):
+        alive.add(self)
+        parts.append(id(self))
+        assert len(alive) == 1
+        add(self, *args)
+
+    monkeypatch.setattr(circuits.discovery, "_PART_BUDGET", 100)
+    monkeypatch.setattr(Edges, "add", watched)
+    simple(model, task(4), autoencoders(model), node=60, edge=share(1.0))
+    assert len(parts) > 2
 
 
 class Killed(Exception):
