@@ -208,7 +208,7 @@ def _patched_alone(
     batch, n_pos = nodes.error_effect.shape
     row, pos = nodes.token // n_pos, nodes.token % n_pos
     effect, error_effect = torch.zeros_like(nodes.delta), torch.zeros_like(nodes.error_effect)
-    places = torch.stack([pos, nodes.feature], dim=1).unique(dim=0).tolist()
+    places = torch.stack([pos, nodes.feature], dim=1)[nodes.delta != 0].unique(dim=0).tolist()
     places += [(p, None) for p in range(n_pos)]
     for start in range(0, len(places), suffix.copies):
         some = places[start : start + suffix.copies]
@@ -218,7 +218,7 @@ def _patched_alone(
                 point[:, at] += nodes.error_delta[:, at]
             else:
                 here = (pos == at) & (nodes.feature == feature)
-                point[row[here], at] += nodes.delta[here, None] * _decoder_row(splice, feature, left)
+                point[row[here], at] += nodes.delta[here, None] * splice.decoder_rows(nodes.feature[here])
         change = suffix.measured(metric, splice.site, points.flatten(0, 1))
         change = change.unflatten(0, (suffix.copies, batch)) - moved.clean
         for by_row, (at, feature) in zip(change, some, strict=False):
@@ -228,10 +228,3 @@ def _patched_alone(
                 here = (pos == at) & (nodes.feature == feature)
                 effect[here] = by_row[row[here]].to(effect.dtype)
     return replace(nodes, effect=effect, error_effect=error_effect)
-
-
-def _decoder_row(splice: Splice, feature: int, like: Tensor) -> Tensor:
-    one_hot = like.new_zeros(2, splice.n_features)
-    one_hot[1, feature] = 1
-    nothing, row = splice.dictionary.decode(one_hot)
-    return row - nothing

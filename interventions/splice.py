@@ -72,7 +72,7 @@ class Splice:
         """The covector of each listed token times the decoder row of its feature; tokens ascend."""
         if isinstance(self.dictionary, Rows):
             return self.dictionary.projected(covector, token, feature)
-        return (covector[token] * self._decoder_rows(feature)).sum(-1)
+        return (covector[token] * self.decoder_rows(feature)).sum(-1)
 
     def combined(
         self, token: Int[Tensor, " n"], feature: Int[Tensor, " n"], weight: Float[Tensor, " n"], n_tokens: int
@@ -100,10 +100,11 @@ class Splice:
         """Each covector times the decoder rows of the features listed for its token."""
         if isinstance(self.dictionary, Rows):
             return self.dictionary.readout(covector, feature)
-        rows = self._decoder_rows(feature.flatten()).unflatten(0, feature.shape)
+        rows = self.decoder_rows(feature.flatten()).unflatten(0, feature.shape)
         return torch.einsum("tsd,tnd->tsn", covector, rows)
 
-    def _decoder_rows(self, feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
+    def decoder_rows(self, feature: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
+        """What one unit of each feature writes."""
         distinct, inverse = feature.unique(return_inverse=True)
         one_hot = torch.zeros(len(distinct) + 1, self.n_features, device=self.device, dtype=self.dtype)
         one_hot[torch.arange(len(distinct)), distinct] = 1
@@ -119,11 +120,8 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
         LookupError: a site that the model does not have.
         ValueError: a dictionary whose width is not its site's.
     """
-    if not isinstance(dictionaries, Mapping):
-        raise TypeError(f"Pass dictionaries as {{site: dictionary}}, not as {type(dictionaries).__name__}.")
     bound = {}
-    for key, dictionary in dictionaries.items():
-        site = model.site(key)
+    for site, dictionary in _by_site(model, dictionaries).items():
         if isinstance(dictionary, type) or not isinstance(dictionary, Dictionary):
             raise TypeError(f"The dictionary at {site} has no `encode` and `decode`: {dictionary!r}.")
         reads = dictionary.reads if isinstance(dictionary, Transcoder) else None
@@ -133,6 +131,12 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
         n_features = _checked_features(model, site, read, dictionary)
         bound[site] = Splice(site, read, dictionary, n_features, model.device, model.dtype)
     return dict(sorted(bound.items()))
+
+
+def _by_site(model: Model, dictionaries: Dictionaries) -> dict[Site, Dictionary]:
+    if not isinstance(dictionaries, Mapping):
+        raise TypeError(f"Pass dictionaries as {{site: dictionary}}, not as {type(dictionaries).__name__}.")
+    return {model.site(site): dictionary for site, dictionary in dictionaries.items()}
 
 
 def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictionary) -> int:
@@ -204,12 +208,7 @@ def _with_neurons(
     model: Model, dictionaries: Dictionaries, interventions: Sequence[Intervention]
 ) -> dict[Site, Dictionary]:
     """The dictionaries, and the neurons wherever an intervention changes a site that has none."""
-    if not dictionaries:
-        given = {}
-    elif isinstance(dictionaries, Mapping):
-        given = {model.site(site): dictionary for site, dictionary in dictionaries.items()}
-    else:
-        raise TypeError(f"Pass dictionaries as {{site: dictionary}}, not as {type(dictionaries).__name__}.")
+    given = _by_site(model, dictionaries)
     changed = {model.site(site) for intervention in interventions for site in intervention.sites}
     return {site: Identity() for site in changed} | given
 
