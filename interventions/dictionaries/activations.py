@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -19,9 +19,43 @@ class Activation(nn.Module):
     """
 
     settings: ClassVar[tuple[str, ...]] = ()  # the constructor's numbers; its tensors are buffers
+    selects: ClassVar[bool] = False  # whether a feature is active depends on the others
 
     @abstractmethod
     def forward(self, z: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]: ...
+
+    def sparse(
+        self, z: Float[Tensor, "token feature"]
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Token, index and value of the active features, tokens ascending."""
+        features = self(z)
+        token, index = features.nonzero(as_tuple=True)
+        return token, index, features[token, index]
+
+    def over(self, parts: Callable[[], Iterable[Float[Tensor, "token feature"]]]) -> Activation:
+        """What does to each part of a batch alone what this does to the whole of it."""
+        return self
+
+    def scaled(self, factor: Float[Tensor, " feature"] | float) -> Activation:
+        """What chooses the same features once pre-activations are `factor` times as large.
+
+        Raises ValueError where no such thing exists, because features compete and their factors differ.
+        """
+        if self.selects and isinstance(factor, Tensor) and not _uniform(factor):
+            raise ValueError(
+                f"Under {self}, features compete by size: scaling each by a factor of its own would change "
+                "which of them win. Scale all by one number."
+            )
+        return self
+
+    def selected(self, index: Int[Tensor, " n"]) -> Activation:
+        """The activation of these features alone. Raises ValueError where they compete with the others."""
+        if self.selects:
+            raise ValueError(
+                f"Under {self}, features compete with each other: some of them alone would be active "
+                "elsewhere than they are now. JumpReLU and BatchTopK with a threshold can be divided."
+            )
+        return self
 
     @abstractmethod
     def cutoff(self, index: Int[Tensor, " n"]) -> Tensor | float | None:
@@ -72,6 +106,12 @@ class JumpReLU(Activation):
     def forward(self, z: Tensor) -> Tensor:
         return torch.where(z > self.threshold, z, 0.0)
 
+    def scaled(self, factor: Tensor | float) -> JumpReLU:
+        return JumpReLU(self.threshold * factor)
+
+    def selected(self, index: Tensor) -> JumpReLU:
+        return JumpReLU(self.threshold[index])
+
     def cutoff(self, index: Tensor) -> Tensor:
         return self.threshold[index]
 
@@ -85,27 +125,69 @@ class TopK(Activation):
     """
 
     settings = ("k",)
+    selects = True
 
     def __init__(self, k: int):
         super().__init__()
         self.k = _positive(k)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def winners(
+        self, z: Float[Tensor, "*batch feature"]
+    ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
+        """The values that features have if they win, and which features these are."""
         if self.k >= z.shape[-1]:
-            raise ValueError(f"TopK(k={self.k}) does not fit {z.shape[-1]} features: k must be smaller.")
+            raise ValueError(f"{self} does not fit {z.shape[-1]} features: k must be smaller.")
         values, index = z.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(z).scatter(-1, index, values.relu())
+        return values.relu(), index
+
+    def forward(self, z: Tensor) -> Tensor:
+        values, index = self.winners(z)
+        return torch.zeros_like(z).scatter(-1, index, values)
+
+    def sparse(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, index = self.winners(z)
+        token, place = values.nonzero(as_tuple=True)
+        return token, index[token, place], values[token, place]
 
     def cutoff(self, index: Tensor) -> None:
         return None
+
+
+class AbsTopK(TopK):
+    """The k largest pre-activations of each token by magnitude, with their signs (arXiv 2510.00404).
+
+    >>> AbsTopK(1)(torch.tensor([[1.0, -3.0, 2.0]]))
+    tensor([[ 0., -3.,  0.]])
+    """
+
+    def winners(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        _, index = super().winners(z.abs())
+        return z.gather(-1, index), index
+
+
+class GroupMax(TopK):
+    """The largest pre-activation of each of k groups of neighbouring features, if positive.
+
+    A cheaper TopK, of EleutherAI's sparsify: the groups are of equal size.
+
+    >>> GroupMax(2)(torch.tensor([[1.0, 3.0, 2.0, -1.0]]))
+    tensor([[0., 3., 2., 0.]])
+    """
+
+    def winners(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if self.k >= z.shape[-1] or z.shape[-1] % self.k:
+            raise ValueError(f"{z.shape[-1]} features do not fall into {self.k} groups of equal size.")
+        values, index = z.unflatten(-1, (self.k, -1)).max(-1)
+        first = torch.arange(0, z.shape[-1], z.shape[-1] // self.k, device=z.device)
+        return values.relu(), first + index
 
 
 class BatchTopK(Activation):
     """Pre-activations above one threshold, which leaves k of them per token on average (Bussmann et al. 2024,
     arXiv 2412.06410).
 
-    The choice over a batch, which made a token's features depend on the tokens beside it, belongs to training
-    (`recipes.BatchTopK`).
+    The threshold was stored with the dictionary, or estimated from its text. Where a file has none, see
+    `BatchwiseTopK`; where it has one for each feature, `JumpReLU` is the same rule.
 
     >>> BatchTopK(1, 1.5)(torch.tensor([1.0, 3.0, 2.0]))
     tensor([0., 3., 2.])
@@ -127,6 +209,12 @@ class BatchTopK(Activation):
     def forward(self, z: Tensor) -> Tensor:
         return nn.functional.threshold(z, self._value, 0.0)
 
+    def scaled(self, factor: Tensor | float) -> Activation:
+        if isinstance(factor, Tensor) and not _uniform(factor):
+            return JumpReLU(self.threshold * factor)
+        one = factor.flatten()[0] if isinstance(factor, Tensor) else factor
+        return BatchTopK(self.k, self.threshold * one)
+
     def cutoff(self, index: Tensor) -> Tensor:
         return self.threshold
 
@@ -134,7 +222,49 @@ class BatchTopK(Activation):
         return f"k={self.k}, threshold={self.threshold.item():.4g}"
 
 
-KINDS: dict[str, type[Activation]] = {kind.__name__: kind for kind in (ReLU, JumpReLU, TopK, BatchTopK)}
+class BatchwiseTopK(Activation):
+    """The largest pre-activations of the whole batch, k per token on average, if positive.
+
+    As BatchTopK is trained, and evaluated where no threshold was kept (the code of Bussmann et al. 2024): a
+    token's features depend on the tokens beside it, so that prompts cannot be compared one by one.
+
+    >>> BatchwiseTopK(1)(torch.tensor([[1.0, 3.0, 2.0], [0.5, 0.0, 1.0]]))
+    tensor([[0., 3., 2.],
+            [0., 0., 0.]])
+    """
+
+    settings = ("k",)
+    selects = True
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = _positive(k)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.over(lambda: [z.detach().reshape(-1, z.shape[-1])])(z)
+
+    def over(self, parts: Callable[[], Iterable[Tensor]]) -> Activation:
+        kept, n_tokens = torch.empty(0), 0
+        for z in parts():
+            n_tokens += len(z)
+            flat = torch.cat([kept.to(z), z.flatten()])
+            kept = flat.topk(min(self.k * n_tokens, len(flat)), sorted=False).values
+        if len(kept) == 0:
+            return BatchTopK(self.k, 0.0)
+        least = kept.min().float()  # a feature of this size is in; what is smaller is not
+        return BatchTopK(self.k, torch.nextafter(least, torch.full_like(least, -torch.inf)).clamp(min=0))
+
+    def cutoff(self, index: Tensor) -> None:
+        return None
+
+
+KINDS: dict[str, type[Activation]] = {
+    kind.__name__: kind for kind in (ReLU, JumpReLU, TopK, BatchTopK, BatchwiseTopK, AbsTopK, GroupMax)
+}
+
+
+def _uniform(factor: Tensor) -> bool:
+    return bool((factor == factor.flatten()[0]).all())
 
 
 def _positive(k: int) -> int:

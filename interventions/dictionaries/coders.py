@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, linear
+from torch.nn.functional import linear
 
-from .activations import Activation, ReLU
-from .pairs import picked, starts
+from . import lookup
+from .activations import Activation, JumpReLU, ReLU, TopK
+from .normalisation import Normalise
+from .units import Units
 
-_CHUNK = 2**25  # numbers held at a time where single features are looked up
+_CHUNK = 2**24  # pre-activations held at a time where only the active ones are wanted
+
+
+class SparseFeatures(NamedTuple):
+    """The active features of a batch: entry i is feature `feature[i]` of token `token[i]`; tokens ascend.
+
+    Tokens count through the flattened batch, whose `shape` is (*batch, feature).
+    """
+
+    token: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    value: Float[Tensor, " n"]
+    shape: tuple[int, ...]
+
+    def dense(self) -> Float[Tensor, "*batch feature"]:
+        """The same as `encode` gives."""
+        n_features = self.shape[-1]
+        flat = self.value.new_zeros(torch.Size(self.shape).numel())
+        flat[self.token * n_features + self.feature] = self.value
+        return flat.view(self.shape)
 
 
 @final
 class SparseCoder(nn.Module):
     """A sparse dictionary: features of what flows at one site, and what they write.
 
-        z = (x - b_pre) W_enc + b_enc        f = activation(z)        y = f W_dec + b_dec + x W_skip
+        z = (n(x) - b_pre) W_enc + b_enc     f = s(x) activation(z)
+        y = f W_dec + m(x) + s(x) b_dec + x W_skip
 
     A sparse autoencoder reconstructs the site that it reads. A transcoder reads one site (`reads`) and
     predicts another (`site`), in part by a linear `skip` path if it has one (Dunefsky et al. 2024, arXiv
     2406.11944; Paulo et al. 2025, arXiv 2501.18823). `b_pre` and `W_skip` may be None, which means zero.
 
-    Weights are frozen. Inputs are cast to their dtype. Features have the units of the site written if decoder
-    rows have unit norm, as those from `train` do.
+    Most dictionaries do without `normalise`: n(x) = x, s = 1, m = 0. With it, n(x) = (x - m(x)) / s(x) token by
+    token, and features are multiplied by s(x) at once, so that decoder rows write in the units of the site;
+    `normalised` gives the features as published. Gated dictionaries are of the class too (`gated`).
+
+    `prefixes` are the widths at which a Matryoshka dictionary may be cut (`prefix`). Weights are frozen. Inputs
+    are cast to their dtype, and moved to their device and back. `units` says how features compare.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -57,8 +84,11 @@ class SparseCoder(nn.Module):
         activation: Activation,
         W_skip: Float[Tensor, "d_in d_out"] | None = None,
         b_pre: Float[Tensor, " d_in"] | None = None,
+        normalise: Normalise | None = None,
         site: str | None = None,
         reads: str | None = None,
+        prefixes: Sequence[int] = (),
+        units: Units | None = None,
         meta: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -82,14 +112,21 @@ class SparseCoder(nn.Module):
             raise ValueError(f"{threshold.numel()} thresholds do not fit {self.n_features} features.")
         if getattr(activation, "k", 0) >= self.n_features:
             raise ValueError(f"{activation} does not fit {self.n_features} features: k must be smaller.")
+        if normalise is not None and normalise.mean(W_enc[:, :1].T) is not None and self.d_in != self.d_out:
+            raise ValueError(f"{normalise} puts back what it subtracted, so d_in and d_out must be equal.")
+        if any(not 0 < width <= self.n_features for width in prefixes):
+            raise ValueError(f"Prefixes {list(prefixes)} do not fit {self.n_features} features.")
         # in memory, each feature's weights lie side by side in both matrices, for looking up single features
         self.W_enc = nn.Parameter(_copied(W_enc.T).T, requires_grad=False)
         for name, weight in weights.items():
             frozen = None if weight is None else nn.Parameter(_copied(weight), requires_grad=False)
             self.register_parameter(name, frozen)
         self.activation = activation
+        self.normalise = normalise
         self.site = site
         self.reads = reads
+        self.prefixes = tuple(prefixes)
+        self.units = Units() if units is None else units
         self.meta = dict(meta or {})
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,21 +167,77 @@ class SparseCoder(nn.Module):
             reads=reads,
         )
 
+    @classmethod
+    def gated(
+        cls,
+        *,
+        W_enc: Float[Tensor, "d_in feature"],
+        r_mag: Float[Tensor, " feature"],
+        b_gate: Float[Tensor, " feature"],
+        b_mag: Float[Tensor, " feature"],
+        **rest: Any,
+    ) -> SparseCoder:
+        """A gated dictionary, which is a JumpReLU one (Rajamanoharan et al. 2024, arXiv 2404.16014, 3.2).
+
+        With u = x W_enc: where the gate u + b_gate is open, a feature is ReLU(u exp(r_mag) + b_mag). Both ask
+        that its pre-activation exceed a threshold, max(0, b_mag - b_gate exp(r_mag)).
+        """
+        stretch = r_mag.exp()
+        threshold = (b_mag - b_gate * stretch).clamp(min=0)
+        return cls(W_enc=W_enc * stretch, b_enc=b_mag, activation=JumpReLU(threshold), **rest)
+
+    # The equation
+
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
-        """The features before the activation function."""
-        return linear(self._centred(x), self.W_enc.T, self.b_enc)
+        """The features before the activation function, of the normalised input."""
+        return self._z(self._home(x)).to(x.device)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch feature"]:
         """The features of `x`."""
-        return self.activation(self.pre_activations(x))
+        at = self._home(x)
+        features = self.activation(self._z(at))
+        return (features if self.normalise is None else features * self.normalise.scale(at)).to(x.device)
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> SparseFeatures:
+        """The active features of `x` alone; nothing of the size (token feature) is held."""
+        at = self._home(x).reshape(-1, self.d_in)
+        rows = max(1, _CHUNK // self.n_features)
+        activation = self.activation.over(lambda: (self._z(part) for part in at.split(rows)))
+        found = []
+        for i, part in enumerate(at.split(rows)):
+            token, feature, value = activation.sparse(self._z(part))
+            if self.normalise is not None:
+                value = value * self.normalise.scale(part)[token, 0]
+            found.append((token + i * rows, feature, value))
+        lists = [torch.cat(part).to(x.device) for part in zip(*found, strict=True)]
+        return SparseFeatures(lists[0], lists[1], lists[2], (*x.shape[:-1], self.n_features))
 
     def decode(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch d_out"]:
         """What the features write, with the decoder's bias and without the skip path."""
-        return linear(features.to(self.W_dec.dtype), self.W_dec.T, self.b_dec)
+        return linear(features.to(self.W_dec), self.W_dec.T, self.b_dec).to(features.device)
+
+    def decode_sparse(self, features: SparseFeatures) -> Float[Tensor, "*batch d_out"]:
+        """What `decode` gives, from the rows of the active features."""
+        token, feature, value, shape = features
+        n_tokens = torch.Size(shape[:-1]).numel()
+        written = self.combined(token, feature, value, n_tokens) + self.b_dec.to(value.device)
+        return written.view(*shape[:-1], self.d_out)
 
     def skip(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | None:
-        """The part of the prediction that does not run through features; None if there is none."""
-        return None if self.W_skip is None else linear(x.to(self.W_skip.dtype), self.W_skip.T)
+        """The part of the prediction that does not run through features; None if there is none.
+
+        That is the skip path, and what normalisation puts back.
+        """
+        if self.W_skip is None and self.normalise is None:
+            return None
+        at = self._home(x)
+        out = 0 if self.W_skip is None else linear(at, self.W_skip.T)
+        if self.normalise is not None:
+            mean = self.normalise.mean(at)
+            out = out + (self.normalise.scale(at) - 1) * self.b_dec + (0 if mean is None else mean)
+        assert isinstance(out, Tensor)
+        return out.to(x.device)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The reconstruction of `x`, or a transcoder's prediction from it."""
@@ -152,41 +245,141 @@ class SparseCoder(nn.Module):
         skip = self.skip(x)
         return y if skip is None else y + skip
 
+    def normalised(
+        self, x: Float[Tensor, "*batch d_in"], features: Float[Tensor, "*batch feature"]
+    ) -> Float[Tensor, "*batch feature"]:
+        """The features of `x` in the units of the normalised input, as published."""
+        return features if self.normalise is None else features / self.normalise.scale(x)
+
+    # Single features
+
     def encoder_rows(self, x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        """Row i is the gradient of feature `index[i]`, which is active at `x[i]`: its encoder row."""
-        return self.W_enc.T[index]
+        """Row i is the gradient of feature `index[i]`, which is active at `x[i]`: its encoder row.
+
+        With `normalise`, the gradient of the scale comes in.
+        """
+        if self.normalise is None:
+            return self.W_enc.T[index.to(self.W_enc.device)].to(x.device)
+        with torch.enable_grad():
+            at = self._home(x).detach().requires_grad_()
+            centred = self.normalise(at) - (0 if self.b_pre is None else self.b_pre)
+            row = index.to(at.device)
+            z = (centred * self.W_enc.T[row]).sum(-1) + self.b_enc[row]
+            value = z * self.normalise.scale(at)[:, 0]
+            return torch.autograd.grad(value.sum(), at)[0].to(x.device)
 
     def decoder_rows(self, index: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_out"]:
         """What one unit of each of these features writes."""
-        return self.W_dec[index]
+        return self.W_dec[index.to(self.W_dec.device)].to(index.device)
 
     def readout(
         self, covector: Float[Tensor, "token slot d_out"], index: Int[Tensor, "token n"]
     ) -> Float[Tensor, "token slot n"]:
         """Each covector times the decoder rows of the features `index` of its token."""
-        tokens = max(1, _CHUNK // max(1, index.shape[-1] * self.d_out))
-        parts = zip(covector.split(tokens), index.split(tokens), strict=True)
-        return torch.cat([c.to(self.W_dec.dtype) @ self.decoder_rows(i).mT for c, i in parts])
+        return lookup.readout(covector, self.W_dec, index)
 
     def projected(
         self, covector: Float[Tensor, "token d_out"], token: Int[Tensor, " n"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """The covector of `token[i]` times the decoder row of feature `index[i]`; tokens ascend."""
-        return picked(covector.to(self.W_dec.dtype), self.W_dec, token, index)
+        return lookup.projected(covector, self.W_dec, token, index)
 
     def combined(
         self, token: Int[Tensor, " n"], index: Int[Tensor, " n"], weight: Float[Tensor, " n"], n_tokens: int
     ) -> Float[Tensor, "token d_out"]:
         """For each token, the decoder rows of its features, weighted and summed; tokens ascend."""
-        weight = weight.to(self.W_dec.dtype)
-        return embedding_bag(
-            index, self.W_dec, starts(token, n_tokens), mode="sum", per_sample_weights=weight
+        return lookup.combined(self.W_dec, token, index, weight, n_tokens)
+
+    # The same dictionary in another form
+
+    def scale_input(self, scale: float, out: float | None = None) -> SparseCoder:
+        """What was trained on `scale * x` (to predict `out * y`), made to read x and write y.
+
+        Exact. Features keep their sizes; those are then of the scaled input. `out` is `scale` if not given.
+        """
+        if self.normalise is not None:
+            raise ValueError(f"{self.normalise} undoes every scale of the input: there is none to fold in.")
+        out = scale if out is None else out
+        units = replace(self.units, latents="normalised", input_scale=scale * (self.units.input_scale or 1.0))
+        return self._with(
+            W_enc=self.W_enc * scale,
+            b_pre=None if self.b_pre is None else self.b_pre / scale,
+            W_dec=self.W_dec / out,
+            b_dec=self.b_dec / out,
+            W_skip=None if self.W_skip is None else self.W_skip * (scale / out),
+            units=units,
         )
+
+    def scale_latents(self, factor: float | Float[Tensor, " feature"]) -> SparseCoder:
+        """Every feature times a positive factor, its decoder row divided by it. Exact.
+
+        Raises ValueError where features compete by size (TopK) and factors differ.
+        """
+        factor = torch.as_tensor(factor, dtype=self.W_enc.dtype, device=self.W_enc.device)
+        if not (factor > 0).all() or not factor.isfinite().all():
+            raise ValueError("Features are scaled by positive, finite factors: a decoder row is zero.")
+        return self._with(
+            W_enc=self.W_enc * factor,
+            b_enc=self.b_enc * factor,
+            W_dec=self.W_dec / (factor[:, None] if factor.ndim else factor),
+            activation=self.activation.scaled(factor),
+        )
+
+    def unit_decoder(self) -> SparseCoder:
+        """The same with decoder rows of unit norm, so that a feature is as large as what it writes.
+
+        Raises ValueError where features compete by size (TopK) and the norms differ.
+        """
+        norms = self.W_dec.norm(dim=-1)
+        if self.activation.selects and torch.allclose(norms, norms[0]):
+            norms = norms[0]
+        return self.scale_latents(norms)
+
+    @property
+    def has_unit_decoder(self) -> bool:
+        """Whether all decoder rows are of unit norm, to the precision of the weights."""
+        off = (self.W_dec.float().norm(dim=-1) - 1).abs().max().item()
+        return off <= max(1e-4, 4 * torch.finfo(self.W_dec.dtype).eps)
+
+    def select(self, index: Int[Tensor, " n"] | Sequence[int] | slice) -> SparseCoder:
+        """A dictionary of some of the features. Raises ValueError where they compete with the others."""
+        index = torch.arange(self.n_features)[index if isinstance(index, slice) else torch.as_tensor(index)]
+        return self._only(index.to(self.W_enc.device), self.activation.selected(index))
+
+    def prefix(self, n_features: int) -> SparseCoder:
+        """The first features of a Matryoshka dictionary, which make a dictionary of their own.
+
+        Bussmann et al. 2025, arXiv 2503.17547. Raises ValueError for a width that is none of `prefixes`.
+        """
+        if n_features not in self.prefixes:
+            raise ValueError(f"{n_features} is none of the prefixes {list(self.prefixes)} of this dictionary.")
+        index = torch.arange(n_features, device=self.W_enc.device)
+        activation = self.activation if self.activation.selects else self.activation.selected(index)
+        return self._only(index, activation)
+
+    def _only(self, index: Tensor, activation: Activation) -> SparseCoder:
+        kept = tuple(width for width in self.prefixes if width <= len(index))
+        contiguous = torch.equal(index.cpu(), torch.arange(len(index)))
+        return self._with(
+            W_enc=self.W_enc[:, index],
+            b_enc=self.b_enc[index],
+            W_dec=self.W_dec[index],
+            activation=activation,
+            prefixes=kept if contiguous else (),
+        )
+
+    def _with(self, **changes: Any) -> SparseCoder:
+        names = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "b_pre", "activation", "normalise", "site")
+        names += ("reads", "prefixes", "units", "meta")
+        return SparseCoder(**{name: getattr(self, name) for name in names} | changes)
 
     @property
     def fingerprint(self) -> str:
         """A hash of the equation: weights, thresholds and settings of the activation, whatever the site."""
-        digest = hashlib.sha256(repr([type(self.activation).__name__, self._settings()]).encode())
+        settings: list[Any] = [type(self.activation).__name__, self._settings()]
+        if self.normalise is not None:
+            settings += [type(self.normalise).__name__, astuple(self.normalise)]  # type: ignore[call-overload]
+        digest = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             tensor = tensor.detach().cpu().contiguous()
             digest.update(repr([name, str(tensor.dtype), tuple(tensor.shape)]).encode())
@@ -196,19 +389,18 @@ class SparseCoder(nn.Module):
     def __repr__(self) -> str:
         transcodes = self.reads is not None or self.d_in != self.d_out
         shape = f"{self.d_in} -> {self.n_features} features" + (f" -> {self.d_out}" if transcodes else "")
-        site = (
-            ""
-            if self.site is None
-            else f", {self.reads} -> {self.site}"
-            if self.reads
-            else f", at {self.site}"
-        )
-        skip = "" if self.W_skip is None else ", with skip"
-        return f"SparseCoder({'transcoder' if transcodes else 'SAE'} {shape}, {self.activation}{skip}{site})"
+        parts = [f"{'transcoder' if transcodes else 'SAE'} {shape}", repr(self.activation)]
+        parts += [] if self.normalise is None else [repr(self.normalise)]
+        place = "" if self.site is None else f"{self.reads} -> {self.site}" if self.reads else f"at {self.site}"
+        last = ("with skip, " if place else "with skip") if self.W_skip is not None else ""
+        return f"SparseCoder({', '.join(part for part in [*parts, last + place] if part)})"
 
-    def _centred(self, x: Tensor) -> Tensor:
-        x = x.to(self.W_enc.dtype)
-        return x if self.b_pre is None else x - self.b_pre
+    def _home(self, x: Tensor) -> Tensor:
+        return x.to(self.W_enc.device, self.W_enc.dtype)
+
+    def _z(self, x: Tensor) -> Tensor:
+        x = x if self.normalise is None else self.normalise(x)
+        return linear(x if self.b_pre is None else x - self.b_pre, self.W_enc.T, self.b_enc)
 
     def _settings(self) -> dict[str, int | float]:
         return {name: getattr(self.activation, name) for name in self.activation.settings}
