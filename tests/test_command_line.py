@@ -13,9 +13,10 @@ import torch
 
 import circuits
 from circuits import commands, embedded, question
-from circuits.__main__ import _parser, main
+from circuits.__main__ import main
 from circuits.checkpoint import Checkpoint
 from circuits.graph import Circuit
+from circuits.parser import parser
 from interventions.model import Model
 from tasks import METRICS, Pair, Task, agreement_across_rc
 
@@ -414,24 +415,24 @@ def test_quiet_says_nothing(tmp_path, capfd):
 
 
 def test_defaults_on_the_command_line_are_those_of_the_library():
-    given = vars(_parser().parse_args(["find"]))
+    given = vars(parser().parse_args(["find"]))
     for kind in (question.Question, commands.Search, commands.Trial):
         assert question.part(kind, given) == kind()
     assert not any(
         value is not None
-        for name, value in vars(_parser().parse_args(["evaluate", "x"])).items()
+        for name, value in vars(parser().parse_args(["evaluate", "x"])).items()
         if name in asdict(question.Question()) | asdict(commands.Trial())
     )
 
 
 def test_every_choice_is_one_that_the_library_has():
-    from circuits.__main__ import _METRICS
+    from circuits.options import METRICS as named
 
-    assert {name.replace("-", "_") for name in _METRICS} == set(METRICS) - {"kl"}
+    assert {name.replace("-", "_") for name in named} == set(METRICS) - {"kl"}
     for method in commands.METHODS:
-        assert _parser().parse_args(["find", "--method", method]).method == method
+        assert parser().parse_args(["find", "--method", method]).method == method
     for ablation in commands.ABLATIONS:
-        assert _parser().parse_args(["find", "--ablation", ablation]).ablation == ablation
+        assert parser().parse_args(["find", "--ablation", ablation]).ablation == ablation
 
 
 def test_the_commands_on_the_page_are_such():
@@ -439,4 +440,4 @@ def test_the_commands_on_the_page_are_such():
     lines = [line.removeprefix("$ circuits ") for line in page.splitlines() if line.startswith("$ circuits ")]
     assert len(lines) > 5
     for line in lines:
-        assert _parser().parse_args(shlex.split(line)).run
+        assert parser().parse_args(shlex.split(line)).run
