@@ -16,7 +16,9 @@ from .metrics import (
 )
 from .names import indirect_objects, pronouns
 from .pair import Pair
+from .recovery import Recovery, recovery
 from .sequences import induction
+from .superposition import SparseMap, Superposition
 from .task import Task
 from .years import greater_than
 
@@ -48,6 +50,9 @@ __all__ = [
     "Pair",
     "Probability",
     "ProbabilityDifference",
+    "Recovery",
+    "SparseMap",
+    "Superposition",
     "Task",
     "Tokenizer",
     "agreement_across_pp",
@@ -58,4 +63,5 @@ __all__ = [
     "indirect_objects",
     "induction",
     "pronouns",
+    "recovery",
 ]
