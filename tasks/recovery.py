@@ -47,7 +47,7 @@ def recovery(
     >>> from interventions.dictionaries import SparseCoder
     >>> from tasks import Superposition
     >>> world = Superposition(16, 32)
-    >>> chance = recovery(SparseCoder.random(16, 32, seed=1), world.features,
+    >>> chance = recovery(SparseCoder.random(16, 32), world.features,
     ...                   *world.sample(1000, torch.Generator().manual_seed(0)))
     >>> chance.cosine, chance.found
     (0.5, 0.0)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+_APART = 2**32  # no dictionary starts from the same random numbers
 _WINDOW = (1, 7919, 104_729)  # what the last tokens count for in the number of a sample
 
 
@@ -73,7 +74,7 @@ class Superposition:
     @cached_property
     def features(self) -> Float[Tensor, "feature d"]:
         """The true directions, of unit norm."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(_APART + self.seed)
         return normalize(torch.randn(self.n_features, self.d, generator=generator), dim=-1)
 
     @cached_property
@@ -146,7 +147,7 @@ class SparseMap:
         """What features of each layer write at their own and at later ones: rows of unit norm over all."""
         found = []
         for layer, source in enumerate(self.sources):
-            generator = torch.Generator().manual_seed(source.seed + 1)
+            generator = torch.Generator().manual_seed(_APART + source.seed + 1)
             later = len(self.sources) - layer
             rows = torch.randn(later, source.n_features, source.d, generator=generator)
             rows /= rows.square().sum((0, 2), keepdim=True).sqrt()
@@ -158,7 +159,7 @@ class SparseMap:
         """The linear part of each layer: a random rotation, times `linear`."""
         found = []
         for source in self.sources:
-            generator = torch.Generator().manual_seed(source.seed + 2)
+            generator = torch.Generator().manual_seed(_APART + source.seed + 2)
             rotation = torch.linalg.qr(torch.randn(source.d, source.d, generator=generator))[0]
             found.append(self.linear * rotation)
         return found
@@ -208,7 +209,7 @@ class Lookup(nn.Module):
     def __init__(self, known: SparseMap, n: int):
         super().__init__()
         self.known = known
-        drawn = known.sample(n, torch.Generator().manual_seed(known.sources[0].seed + 3))
+        drawn = known.sample(n, torch.Generator().manual_seed(_APART + known.sources[0].seed + 3))
         first = known.sources[0]
         self.embed = _table(drawn[0].x)
         self.layers = nn.ModuleList(_Layer(layer) for layer in drawn)
