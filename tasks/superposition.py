@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-_APART = 2**32  # no dictionary starts from the same random numbers
+_APART = 987_654_321  # so that no dictionary starts from the same random numbers
 _WINDOW = (1, 7919, 104_729)  # what the last tokens count for in the number of a sample
 
 
