@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 class Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 1))
+        self._action_max_length = 18  # argparse forgets that commands are indented
 
 
 def add_question(parser: argparse.ArgumentParser) -> None:
@@ -157,3 +159,32 @@ def portion(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a portion such as 0.3 or 30%")
     return value
+
+
+def many(text: str) -> int:
+    """A count that may end in k or M."""
+    found = re.fullmatch(r"([\d_,]+|\d+\.\d+)([kKmM]?)", text)
+    value = 0
+    if found:
+        number = float(re.sub("[_,]", "", found[1]) or 0)
+        value = round(number * {"": 1, "k": 1_000, "m": 1_000_000}[found[2].lower()])
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 5000, 20k or 1M")
+    return value
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} are not different numbers such as 0,1,2")
+    return tuple(map(int, parts))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .dictionary_options import add_dictionaries
 from .options import (
     METRICS,
     Help,
@@ -31,6 +32,7 @@ _EXAMPLES = """examples:
   circuits evaluate results/agreement_across_rc --ablation zero
   circuits draw results/agreement_across_rc --nodes 30 --format pdf
   circuits tasks pronouns --model openai-community/gpt2
+  circuits dictionaries inspect embedded
   circuits models openai-community/gpt2
 
 `circuits COMMAND --help` says more."""
@@ -124,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
     tasks.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     add_machine(tasks)
     add_debug(tasks)
+
+    add_dictionaries(commands)
 
     models = command("models", _models, "say what a model is, and which sites it has")
     models.add_argument("model", nargs="?", default="embedded", help="as for find (default: embedded)")

@@ -58,11 +58,11 @@ class Question:
         given = self.dictionaries or ("embedded" if self.model == "embedded" else "neurons")
         return replace(
             self,
-            model=_path(self.model, "embedded"),
-            dictionaries=_path(given, "embedded", "neurons"),
-            task=_path(self.task, *TASKS),
+            model=whole_path(self.model, "embedded"),
+            dictionaries=whole_path(given, "embedded", "neurons"),
+            task=whole_path(self.task, *TASKS),
             examples=self.examples or (100 if self.task in TASKS else None),
-            device=_device(self.device),
+            device=checked_device(self.device),
         )
 
 
@@ -89,7 +89,7 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
     if folder not in ("embedded", "neurons") and not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder!r} of dictionaries; `neurons` needs none.")
     model = _model(question)
-    say(f"Model         {_described(model, question.model)}")
+    say(f"Model         {described(model, question.model)}")
     dictionaries = _dictionaries(question, model, found)
     stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in dictionaries))
     say(f"Dictionaries  {visible(Path(folder).name)}, at {len(dictionaries)} sites: {stems}")
@@ -112,34 +112,57 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
 
 
 def _model(question: Question) -> Model:
+    return loaded_model(question.model, device=question.device, dtype=question.dtype)
+
+
+def loaded_model(name: str, *, device: str, dtype: str | None) -> Model:
+    """The model of that name, `embedded` being the shipped one; transformers keeps silent about it."""
     from transformers.utils import logging
 
-    source = str(embedded.HERE / "model") if question.model == "embedded" else question.model
-    dtype = None if question.dtype is None else getattr(torch, question.dtype)
+    source = str(embedded.HERE / "model") if name == "embedded" else name
+    kind = None if dtype is None else getattr(torch, dtype)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         # What transformers shows while it reads files from this disk is of no use; a download keeps its bar.
         with redirect_stderr(StringIO()) if Path(source).exists() else nullcontext():
-            return Model.load(source, device=question.device, dtype=dtype)
+            return Model.load(source, device=device, dtype=kind)
     except ImportError as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{question.model} cannot be loaded: {first_line}") from error
+        raise ValueError(f"{name} cannot be loaded: {first_line}") from error
     finally:
         logging.set_verbosity(verbosity)
 
 
 def _dictionaries(question: Question, model: Model, found: Circuit | None) -> dict[str, Dictionary]:
-    known: dict[str, Dictionary]
     wanted = list(question.sites or ())
-    if question.dictionaries == "neurons":
-        wanted = wanted or list(found.features if found else ())
-        known = {n: Identity() for n, site in model.sites.items() if wanted or site.side == "out"}
-    else:
-        ours = question.dictionaries == "embedded"
-        folder = embedded.HERE / "dictionaries" if ours else Path(str(question.dictionaries))
-        known = dict(load(folder, device=model.device, dtype=model.dtype))
-    for pattern in wanted:
+    if question.dictionaries != "neurons":
+        known = loaded_dictionaries(str(question.dictionaries), model, dtype=model.dtype)
+        return chosen(known, wanted)
+    wanted = wanted or list(found.features if found else ())
+    return chosen({n: Identity() for n, site in model.sites.items() if wanted or site.side == "out"}, wanted)
+
+
+def loaded_dictionaries(
+    source: str,
+    model: Model | None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+) -> dict[str, Dictionary]:
+    """The dictionaries at a path, `embedded` being the shipped ones; on the model's device."""
+    folder = embedded.HERE / "dictionaries" if source == "embedded" else Path(source)
+    where = model.device if model else checked_device(device or "cpu")
+    return dict(load(folder, device=where, dtype=dtype))
+
+
+def chosen(known: Mapping[str, Dictionary], wanted: Sequence[str] | None) -> dict[str, Dictionary]:
+    """Those at sites that a name or a pattern asks for; all where none is wanted.
+
+    Raises:
+        LookupError: a pattern that no site matches.
+    """
+    for pattern in wanted or ():
         if not any(fnmatchcase(name, pattern) for name in known):
             stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", name) for name in known))
             raise LookupError(f"No site matches {pattern!r}; there are {stems}.")
@@ -174,10 +197,10 @@ def _vocabulary(model: Model) -> dict[str, Any]:
         return {"vocab_size": size}
     special = getattr(model.tokenizer, "all_special_ids", ())
     size = min(size, len(model.tokenizer))
-    return {"vocab_size": size, "exclude": special, "opening": _opening(model.tokenizer)}
+    return {"vocab_size": size, "exclude": special, "opening": opening(model.tokenizer)}
 
 
-def _opening(tokenizer: Any) -> tuple[int, ...]:
+def opening(tokenizer: Any) -> tuple[int, ...]:
     """The tokens with which a tokenizer opens every text."""
     return Encoder.of(tokenizer, [Pair("a", None, ())]).opening
 
@@ -187,7 +210,8 @@ def _check_task(name: str) -> None:
         raise LookupError(f"No task {name!r}, nor such a file. Built in are {', '.join(TASKS)}.")
 
 
-def _device(name: str) -> str:
+def checked_device(name: str) -> str:
+    """A device that there is; `auto` is resolved."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -200,12 +224,13 @@ def _device(name: str) -> str:
     return name
 
 
-def _described(model: Model, source: str) -> str:
+def described(model: Model, source: str) -> str:
+    """A model in a few words."""
     name = Path(source).name if Path(source).exists() else source
     return f"{visible(name)}: {len(model.blocks)} layers, width {model.width}, on {model.device}"
 
 
-def _path(given: str, *words: str) -> str:
+def whole_path(given: str, *words: str) -> str:
     """A word as it is, a path that exists whole, anything else (a name on the hub) as it is."""
     return given if given in words or not Path(given).exists() else str(Path(given).resolve())
 
@@ -247,7 +272,7 @@ def show_task(question: Question, *, measured: bool, say: Say) -> None:
             batches = task.batches(model.tokenizer, question.batch_size, model.device)
             metric = torch.cat([task.metric(model.logits(batch.clean), batch).double() for batch in batches])
         right = f"right on {(metric > 0).double().mean():.1%} (metric above 0), " if signed(task) else ""
-        say(f"\n{_described(model, question.model)}")
+        say(f"\n{described(model, question.model)}")
         say(f"{len(metric)} pairs: {right}mean {metric_name(task)} {metric.mean():.3f}")
 
 
@@ -259,12 +284,12 @@ def show_model(question: Question, *, say: Say) -> None:
     kind = f" ({visible(config.model_type)})" if config is not None and hasattr(config, "model_type") else ""
     count = sum(p.numel() for p in model.module.parameters())
     dtype = str(model.dtype).removeprefix("torch.")
-    opening = tokenizer.decode(list(_opening(tokenizer))) if tokenizer and _opening(tokenizer) else ""
-    say(f"{_described(model, question.model)}\n")
+    opens = tokenizer.decode(list(opening(tokenizer))) if tokenizer and opening(tokenizer) else ""
+    say(f"{described(model, question.model)}\n")
     say(f"  family       {type(model.module).__name__}{kind}")
     say(f"  parameters   {count:,}, {dtype}")
     says = f"{len(tokenizer):,} tokens" if tokenizer else "none"
-    say(f"  tokenizer    {says}{f', opens a text with {visible(opening)}' if opening else ''}")
+    say(f"  tokenizer    {says}{f', opens a text with {visible(opens)}' if opens else ''}")
     say(f"  fingerprint  {model.fingerprint}")
     say(f"  resumes      {_CAN_RESUME[model.resumes]}")
     say(f"  pads         {_CAN_PAD[model.pads]}\n")

@@ -10,8 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class Styled(str):
+    """Text made for a terminal: what it is from was made plain already, and its colours are to be kept."""
+
+
 def say(text: str = "") -> None:
-    text, encoding = plain(text), sys.stdout.encoding or "utf-8"
+    """Prints a line; characters that a terminal would obey are taken out of all but `Styled` text."""
+    text, encoding = text if isinstance(text, Styled) else plain(text), sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 

@@ -1,0 +1,321 @@
+"""The commands that look at dictionaries, as the command line gives them; the work is the library's."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interventions.acts import Dictionary
+from interventions.dictionaries import SparseCoder, quality, save
+from interventions.model import Model
+from interventions.writing import write
+
+from .annotations import visible
+from .feature_page import save_page
+from .feature_table import columns, feature_table
+from .files import read_json, writable
+from .portrait import Portrait, activity, densities, portraits
+from .question import Say, chosen, described, loaded_dictionaries, loaded_model
+from .text import rows
+
+_TESTED = 16  # rows of text on which it is seen whether dictionaries fit a model
+_MOST = 400  # features on one page
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is to be seen of dictionaries, and on which text."""
+
+    source: str
+    site: Sequence[str] | None = None
+    features: Sequence[str] | None = None
+    top: int | None = None
+    random: int | None = None
+    model: str | None = None
+    text: str | None = None
+    tokens: int = 65_536
+    context: int | None = None
+    contexts: int = 12
+    seed: int = 0
+    device: str = "auto"
+    dtype: str | None = None
+
+
+# --- inspect ------------------------------------------------------------------------------------------------
+
+
+def inspect(asked: Inspection, *, out: str | None, progress: bool | None, say: Say) -> None:
+    """Lists dictionaries or, where features are asked for, shows these on the terminal or on a page."""
+    single = bool(asked.features or asked.top or asked.random)
+    if out and not single:
+        raise ValueError("--out is for a page of features: say which, by --feature, --top or --random.")
+    if out and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out writes a page, such as page.html, not {out!r}.")
+    before = _trained(asked.source)
+    name = asked.model or (
+        before.get("model", "embedded" if asked.source == "embedded" else None) if single else None
+    )
+    if single and name is None:
+        raise ValueError("Features are seen on a model's activations: give --model.")
+    model = loaded_model(name, device=asked.device, dtype=asked.dtype) if name else None
+    known = chosen(loaded_dictionaries(asked.source, model, device=asked.device), asked.site)
+    if not single:
+        return _list(asked, known, model, name, progress, say)
+    assert model is not None and name is not None
+    wanted = _wanted(asked, known)
+    text = _text(asked, before, model, progress)
+    found: list[Portrait] = []
+    for site, features in wanted.items():
+        coder = known[site]
+        if not isinstance(coder, SparseCoder):
+            raise ValueError(f"Features of a {type(coder).__name__}, as at {site}, cannot be shown yet.")
+        features = [*features, *_drawn(asked, model, coder, text, site, features)]
+        found += portraits(
+            model, coder, activity(model, coder, features, text, site=site), site=site, most=asked.contexts,
+            drawn=asked.contexts // 2,
+        )  # fmt: skip
+    if not found:
+        raise ValueError("None of the features is active anywhere in this text.")
+    if out is None:
+        return _show(found, say)
+    target = writable(Path(out).parent) / Path(out).name
+    about = f"{described(model, name)}. Text: {asked.text or before.get('text') or 'its own'}."
+    save_page(target, found, title=f"Features of {visible(Path(asked.source).name)}", about=about)
+    say(f"Written to {target}: {len(found)} feature{'s' if len(found) > 1 else ''}.")
+
+
+def _list(
+    asked: Inspection, known: Mapping[str, Dictionary], model: Model | None, name: str | None,
+    progress: bool | None, say: Say,
+) -> None:  # fmt: skip
+    head = ["site", "reads", "kind", "width", "features", "activation", "units", "stored as"]
+    table = [[site, *_described(site, dictionary)] for site, dictionary in known.items()]
+    if model is not None:
+        text = _text(asked, {}, model, progress, n=_TESTED)
+        tested = quality(model, dict(known), text)
+        head += ["FVU", "L0"]
+        for row, site in zip(table, known, strict=True):
+            row += [f"{tested[site].fvu:.3f}", f"{tested[site].l0:.1f}"]
+        say(f"{described(model, name or '')}; FVU and L0 on {text.numel():,} tokens\n")
+    if not any(row[1] for row in table):  # nothing but autoencoders
+        head, table = [head[0], *head[2:]], [[row[0], *row[2:]] for row in table]
+    for line in columns([head, *table], left=3):
+        say(line)
+    count = sum(getattr(dictionary, "n_features", 0) for dictionary in known.values())
+    say(f"\n{len(table)} dictionaries, {count:,} features")
+    if model is not None and any(tested[site].fvu > 1 for site in known):
+        bad = ", ".join(site for site in known if tested[site].fvu > 1)
+        say(f"An FVU above 1 is worse than the mean: are {bad} of this model, and at these sites?")
+
+
+def _described(site: str, dictionary: Dictionary) -> list[str]:
+    """What a table says of a dictionary."""
+    if not isinstance(dictionary, SparseCoder):
+        return ["", type(dictionary).__name__, "", str(getattr(dictionary, "n_features", "")), "", "", ""]
+    reads = dictionary.reads if dictionary.reads != site else None
+    kind = "SAE" if reads is None else "transcoder"
+    kind = f"skip {kind}" if dictionary.W_skip is not None else kind
+    width = str(dictionary.d_in)
+    width += f" → {dictionary.d_out}" if dictionary.d_out != dictionary.d_in else ""
+    units = dictionary.units.latents
+    if dictionary.normalise is not None:
+        units += f", {type(dictionary.normalise).__name__}"
+    stored = str(dictionary.W_enc.dtype).removeprefix("torch.")
+    return [reads or "", kind, width, f"{dictionary.n_features:,}", str(dictionary.activation), units, stored]
+
+
+def _show(found: Sequence[Portrait], say: Say) -> None:
+    width = max(60, min(140, shutil.get_terminal_size().columns - 1))
+    for at, portrait in enumerate(found):
+        if at:
+            say("")
+        for line in feature_table(portrait, width=width, colour=sys.stdout.isatty()):
+            say(line)
+
+
+def _wanted(asked: Inspection, known: Mapping[str, Dictionary]) -> dict[str, list[int]]:
+    """The features asked for by number, by site."""
+    wanted: dict[str, list[int]] = {}
+    for given in asked.features or ():
+        for name in filter(None, given.split(",")):
+            site, _, number = name.rpartition("/")
+            if not number.isdigit():
+                raise ValueError(f"{name!r} is no feature: 131 is one, and so is resid.1/131.")
+            if site and site not in known:
+                raise LookupError(f"No dictionary at {site!r}; there are {_listed(known)}.")
+            if not site and len(known) > 1:
+                raise ValueError(
+                    f"Feature {number} of which site? Give --site, or {next(iter(known))}/{number}."
+                )
+            wanted.setdefault(site or next(iter(known)), []).append(int(number))
+    if asked.top or asked.random:
+        wanted = {site: wanted.get(site, []) for site in known}
+    wanted = {site: list(dict.fromkeys(features)) for site, features in wanted.items()}
+    count = sum(map(len, wanted.values())) + len(known) * ((asked.top or 0) + (asked.random or 0))
+    if count > _MOST:
+        raise ValueError(f"{count} features are too many to look at: at most {_MOST}, or give --site.")
+    return wanted
+
+
+def _drawn(
+    asked: Inspection, model: Model, coder: SparseCoder, text: Tensor, site: str, taken: Sequence[int]
+) -> list[int]:
+    """The features that are most often active, and some at random of those that are."""
+    if not (asked.top or asked.random):
+        return []
+    density = densities(model, coder, text, site=site)
+    density[list(taken)] = 0
+    by_density = density.argsort(descending=True, stable=True)
+    alive = by_density[: int((density > 0).sum())]
+    top = alive[: asked.top or 0]
+    others = alive[len(top) :]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(asked.seed))
+    return [*top.tolist(), *others[order][: asked.random or 0].tolist()]
+
+
+def _text(
+    asked: Inspection, before: Mapping[str, Any], model: Model, progress: bool | None, n: int | None = None
+) -> Tensor:
+    source = asked.text or before.get("text") or "own"
+    context = asked.context or fitting(model, 128)
+    n = n or math.ceil(asked.tokens / context)
+    return rows(model, source, context=context, n=n, seed=asked.seed + 1, progress=progress)
+
+
+def fitting(model: Model, context: int) -> int:
+    """So many tokens, or as many as the model takes."""
+    most = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
+    return min(context, most) if isinstance(most, int) and most > 0 else context
+
+
+def _trained(source: str) -> dict[str, Any]:
+    """The options with which `circuits dictionaries train` made these, if it did."""
+    for path in (Path(source) / "settings.json", Path(source).parent / "settings.json"):
+        if path.is_file():
+            found = read_json(path).get("train", {}).get("options")
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in names))
+
+
+# --- convert ------------------------------------------------------------------------------------------------
+
+
+def convert(
+    source: str, target: str, *, layout: str, dtype: str | None, sites: Sequence[str] | None, say: Say
+) -> None:
+    """Writes dictionaries into a new folder, in our own layout or in another library's."""
+    folder = Path(target)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already, and not empty: give another name.")
+    known = chosen(loaded_dictionaries(source, None, device="cpu", dtype=None), sites)
+    writable(folder)
+    kind = None if dtype is None else getattr(torch, dtype)
+    if layout == "own":
+        save(known, folder, dtype=kind)  # type: ignore[arg-type]
+    else:
+        raise ValueError(f"The layout {layout} cannot be written yet.")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    say(f"Written to {folder}: {len(known)} dictionaries ({_listed(known)}), {size / 1e6:.1f} MB.")
+
+
+# --- compare ------------------------------------------------------------------------------------------------
+
+
+def compare(
+    sources: Sequence[str],
+    *,
+    sites: Sequence[str] | None,
+    threshold: float,
+    out: str | None,
+    picture: str | None,
+    say: Say,
+) -> None:
+    """Says which share of their features dictionaries have in common, two by two."""
+    from interventions.dictionaries.measures import overlap
+
+    if len(sources) < 2:
+        raise ValueError("Give two sets of dictionaries, or more.")
+    sets = [chosen(loaded_dictionaries(source, None, device="cpu"), sites) for source in sources]
+    common = [site for site in sets[0] if all(site in other for other in sets[1:])]
+    if not common:
+        raise ValueError(f"They have no site in common: {'; '.join(_listed(known) for known in sets)}.")
+    pairs = list(combinations(range(len(sets)), 2))
+    found = []
+    for site in common:
+        for left, right in pairs:
+            one, other = sets[left][site], sets[right][site]
+            if not isinstance(one, SparseCoder) or not isinstance(other, SparseCoder):
+                raise ValueError(
+                    f"At {site} there is a {type(one).__name__}; only a SparseCoder is compared."
+                )
+            both = overlap(one, other, threshold=threshold)
+            found.append({"site": site, "left": left, "right": right, **_shares(both)})
+    say("\n".join(_compared(sources, found)))
+    if out is not None:
+        target = writable(Path(out).parent) / Path(out).name
+        record = {"dictionaries": list(sources), "threshold": threshold, "pairs": found}
+        write(target, json.dumps(record, indent=1).encode())
+        say(f"\nWritten to {target}.")
+
+
+def _shares(both: Any) -> dict[str, Any]:
+    found = {
+        "features": [both.n_left, both.n_right],
+        "shared": both.shared,
+        "same_partner": both.agreement,
+        "mean_max_cosine": both.mean_max,
+        "matched_cosine": both.decoder.mean,
+        "chance": both.chance,
+    }
+    if both.n_left != both.n_right:  # of the larger: new, or known to the smaller (Leask et al. 2025)
+        larger = both.nearest_right if both.n_right > both.n_left else both.nearest_left
+        found["novel"] = (larger < both.threshold).float().mean().item()
+    return found
+
+
+def _compared(sources: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [visible(Path(source).name) for source in sources]
+    several = len(sources) > 2
+    differ = any("novel" in row for row in found)
+    head = ["site", *(["pair"] if several else []), "features", "shared", "same partner"]
+    head += ["largest cosine", "matched", "by chance", *(["new in the larger"] if differ else [])]
+    table = [head]
+    for row in found:
+        pair = [f"{names[row['left']]} ~ {names[row['right']]}"] if several else []
+        widths = dict.fromkeys(f"{n:,}" for n in row["features"])
+        new = [f"{row['novel']:.1%}" if "novel" in row else ""] if differ else []
+        table.append([
+            row["site"], *pair, " ~ ".join(widths), f"{row['shared']:.1%}", f"{row['same_partner']:.1%}",
+            f"{row['mean_max_cosine']:.3f}", f"{row['matched_cosine']:.3f}", f"{row['chance']:.3f}", *new,
+        ])  # fmt: skip
+    lines = list(columns(table, left=2 if several else 1))
+    if several:
+        lines += ["", "shared, mean over sites", *_matrix(names, found)]
+    return lines
+
+
+def _matrix(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    shared: dict[tuple[int, int], list[float]] = {}
+    for row in found:
+        shared.setdefault((row["left"], row["right"]), []).append(row["shared"])
+    mean = {pair: sum(values) / len(values) for pair, values in shared.items()}
+    table = [["", *names]]
+    for left, name in enumerate(names):
+        cells = (mean.get((min(left, right), max(left, right))) for right in range(len(names)))
+        table.append([name, *("" if cell is None else f"{cell:.1%}" for cell in cells)])
+    return columns(table)

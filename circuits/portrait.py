@@ -1,0 +1,278 @@
+"""What there is to see of one feature: where it is active, what it writes, and which features are like it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interventions.dictionaries import SparseCoder
+from interventions.model import Model
+
+_BINS = 24
+_STATES = 32  # places at which the effect on the logits is measured
+
+
+@dataclass(frozen=True)
+class Context:
+    """A stretch of text: its tokens, how active the feature is at each, and which of them it is about."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    at: int
+
+    @property
+    def peak(self) -> float:
+        return self.values[self.at]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another feature of the dictionary, and the cosines between decoder rows and between encoder rows."""
+
+    feature: int
+    decoder: float
+    encoder: float
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What a feature does on some text.
+
+    `strongest` are the contexts with the highest activations, at most one from each row of text, `drawn` are
+    chosen at random among all places where the feature is active. `raised` and `lowered` are tokens with the
+    change of their logits; None where the site does not write to the residual stream.
+    """
+
+    site: str
+    feature: int
+    n_features: int
+    positions: int  # of text, special tokens left out
+    density: float  # share of the positions at which it is active
+    mean: float  # where it is active
+    largest: float
+    histogram: tuple[int, ...]  # of its values where it is active, in equal steps up to the largest
+    strongest: tuple[Context, ...]
+    drawn: tuple[Context, ...]
+    raised: tuple[tuple[str, float], ...] | None
+    lowered: tuple[tuple[str, float], ...] | None
+    nearest: tuple[Neighbour, ...]
+    norm: float  # of its decoder row
+
+    @property
+    def name(self) -> str:
+        return f"{self.site}/{self.feature}"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How active features are on some text (row pos); values are 0 at special tokens."""
+
+    tokens: Int[Tensor, "row pos"]
+    features: tuple[int, ...]
+    values: Float[Tensor, "row pos feature"]
+    positions: int
+
+
+@torch.no_grad()
+def densities(
+    model: Model,
+    coder: SparseCoder,
+    tokens: Int[Tensor, "row pos"],
+    *,
+    site: str,
+    batch_size: int = 16,
+) -> Float[Tensor, " feature"]:
+    """The share of positions at which each feature is active, special tokens left out."""
+    count, positions = torch.zeros(coder.n_features), 0
+    for rows in tokens.split(batch_size):
+        counted = _counted(model, rows)
+        acts = coder.encode(_read(model, coder, site, rows)[counted])
+        count += (acts != 0).sum(0).cpu()
+        positions += len(acts)
+    return count / max(1, positions)
+
+
+@torch.no_grad()
+def activity(
+    model: Model,
+    coder: SparseCoder,
+    features: Sequence[int],
+    tokens: Int[Tensor, "row pos"],
+    *,
+    site: str,
+    batch_size: int = 16,
+) -> Activity:
+    """The activations of some features on text.
+
+    Raises:
+        LookupError: a feature that the dictionary does not have.
+    """
+    for feature in features:
+        if not 0 <= feature < coder.n_features:
+            raise LookupError(
+                f"No feature {feature} at {site}: there are {coder.n_features}, 0 to {coder.n_features - 1}."
+            )
+    values, positions, index = [], 0, torch.as_tensor(features)
+    for rows in tokens.split(batch_size):
+        counted = _counted(model, rows)
+        acts = coder.encode(_read(model, coder, site, rows))[..., index].float().cpu()
+        values.append(acts.where(counted[..., None].cpu(), 0.0))
+        positions += int(counted.sum())
+    return Activity(tokens.cpu(), tuple(features), torch.cat(values), positions)
+
+
+def portraits(
+    model: Model,
+    coder: SparseCoder,
+    found: Activity,
+    *,
+    site: str,
+    most: int = 12,
+    drawn: int = 6,
+    logits: int = 10,
+    nearest: int = 8,
+) -> list[Portrait]:
+    """The portraits of the features in `found`."""
+    return [
+        _portrait(model, coder, found, column, site, most, drawn, logits, nearest)
+        for column in range(len(found.features))
+    ]
+
+
+def _portrait(
+    model: Model, coder: SparseCoder, found: Activity, column: int,
+    site: str, most: int, drawn: int, logits: int, nearest: int,
+) -> Portrait:  # fmt: skip
+    feature, values = found.features[column], found.values[..., column]
+    active = values[values != 0]
+    largest = active.abs().max().item() if len(active) else 0.0
+    peaks, at = values.abs().max(1)
+    best = [row for row in peaks.argsort(descending=True, stable=True).tolist() if peaks[row] > 0]
+    strongest = _different(found.tokens, [(row, int(at[row])) for row in best], most)
+    places = [tuple(place) for place in values.nonzero().tolist()]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(feature)).tolist()
+    sample = sorted((places[i] for i in order[:drawn]), key=lambda place: -abs(values[place].item()))
+    raised, lowered = _effects(model, coder, found, column, site, logits)
+    histogram = torch.histc(active.abs(), _BINS, 0, largest) if len(active) else torch.zeros(_BINS)
+    return Portrait(
+        site=site,
+        feature=feature,
+        n_features=coder.n_features,
+        positions=found.positions,
+        density=len(active) / max(1, found.positions),
+        mean=active.mean().item() if len(active) else 0.0,
+        largest=largest,
+        histogram=tuple(int(n) for n in histogram.tolist()),
+        strongest=tuple(_context(model, found.tokens[row], values[row], at) for row, at in strongest),
+        drawn=tuple(_context(model, found.tokens[row], values[row], at) for row, at in sample),
+        raised=raised,
+        lowered=lowered,
+        nearest=_nearest(coder, feature, nearest),
+        norm=coder.decoder_rows(torch.tensor([feature])).float().norm().item(),
+    )
+
+
+def _different(tokens: Tensor, places: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """The first places before which different text stands; a model that reads on cannot tell others apart."""
+    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    for row, at in places:
+        if len(found) == most:
+            break
+        found.setdefault(tuple(tokens[row, : at + 1].tolist()), (row, at))
+    return list(found.values())
+
+
+def _effects(
+    model: Model, coder: SparseCoder, found: Activity, column: int, site: str, most: int
+) -> tuple[Any, Any]:
+    """The tokens whose logits rise and fall most where the feature's typical write is added to the stream."""
+    if not writes_to_stream(model, site) or coder.d_out != model.width:
+        return None, None
+    values = found.values[..., column]
+    rows = values.abs().amax(1).argsort(descending=True, stable=True)[:_STATES]
+    at = values[rows].abs().argmax(1)
+    active = values[values != 0]
+    typical = active.mean().item() if len(active) else 1.0
+    last = [name for name in model.sites if name.startswith("resid.")][-1]
+    states = _last(model, found.tokens[rows], last)[torch.arange(len(rows)), at]
+    write = coder.decoder_rows(torch.tensor([found.features[column]]))[0] * typical
+    with torch.no_grad():
+        try:
+            change = model.unembed(states + write.to(states)) - model.unembed(states)
+        except ValueError:
+            return None, None
+    change = change.float().mean(0).cpu()
+    change -= change.mean()
+    top, low = change.topk(min(most, len(change))), change.topk(min(most, len(change)), largest=False)
+    return _named(model, *top), _named(model, *low)
+
+
+def writes_to_stream(model: Model, site: str) -> bool:
+    """Whether what leaves the site is a part of the residual stream."""
+    place = model.sites.get(site)
+    return place is not None and place.side == "out" and place.width == model.width
+
+
+def _last(model: Model, tokens: Tensor, last: str) -> Tensor:
+    return model.read(tokens, [last])[model.site(last)]
+
+
+def _named(model: Model, values: Tensor, index: Tensor) -> tuple[tuple[str, float], ...]:
+    pairs = zip(index.tolist(), values.tolist(), strict=True)
+    return tuple((pieces(model.tokenizer, [token])[0], value) for token, value in pairs)
+
+
+def _nearest(coder: SparseCoder, feature: int, most: int) -> tuple[Neighbour, ...]:
+    here = torch.tensor([feature])
+    decoder = torch.nn.functional.normalize(coder.W_dec.float(), dim=-1)
+    encoder = torch.nn.functional.normalize(coder.W_enc.T.float(), dim=-1)
+    cosine = (decoder @ decoder[here].T)[:, 0]
+    near = cosine.index_fill(0, here, -2.0).topk(min(most, coder.n_features - 1)).indices
+    alike = (encoder[near] @ encoder[here].T)[:, 0]
+    rows = zip(near.tolist(), cosine[near].tolist(), alike.tolist(), strict=True)
+    return tuple(Neighbour(*row) for row in rows)
+
+
+def _read(model: Model, coder: SparseCoder, site: str, rows: Tensor) -> Tensor:
+    reads = model.site(coder.reads or site)
+    return model.read(rows, [reads])[reads]
+
+
+def _counted(model: Model, rows: Tensor) -> Tensor:
+    """Which positions are not special tokens; those that open a text have activations of their own."""
+    special = torch.tensor(sorted(getattr(model.tokenizer, "all_special_ids", ())), dtype=torch.long)
+    return torch.isin(rows.cpu(), special, invert=True)
+
+
+def _context(
+    model: Model, tokens: Tensor, values: Tensor, at: int, *, before: int = 28, after: int = 10
+) -> Context:
+    first = max(0, at - before)
+    shown = slice(first, at + after + 1)
+    texts = pieces(model.tokenizer, tokens[shown].tolist())
+    return Context(
+        tokens=(texts[0].lstrip(" "), *texts[1:]),
+        values=tuple(values[shown].tolist()),
+        at=at - first,
+    )
+
+
+def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text, so that together they read as it does; numbers without a tokenizer.
+
+    Decoded alone, many tokens lose the space before them.
+    """
+    if tokenizer is None:
+        return [f" {token}" for token in tokens]
+    anchor = list(tokens[:1])  # decoders drop the space of what comes first
+    before, parts = tokenizer.decode(anchor), []
+    for n in range(1, len(tokens) + 1):
+        text = tokenizer.decode([*anchor, *tokens[:n]])
+        parts.append(text[len(before) :])
+        before = text.rstrip("�")  # a character of several tokens shows at the last of them
+    return parts
