@@ -4,7 +4,8 @@ from . import recipes
 from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from .coders import SparseCoder
 from .evaluation import Quality, quality, table
-from .files import load, save
+from .files import save
+from .formats import export_saelens, export_sparsify, fvu, load
 from .training import train
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "ReLU",
     "SparseCoder",
     "TopK",
+    "export_saelens",
+    "export_sparsify",
+    "fvu",
     "load",
     "quality",
     "recipes",

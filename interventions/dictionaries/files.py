@@ -1,7 +1,7 @@
 """Dictionaries on disk: a folder with one safetensors file for each, and an index that vouches for them.
 
     index.json                        format, version, a checksum of itself; for each site: file, sha256,
-                                      activation, the site read, meta
+                                      activation, normalise, the site read, prefixes, units, meta
     resid.3-1f0c9a41d2b7.safetensors  W_enc, b_enc, W_dec, b_dec; W_skip, b_pre, threshold where they exist
 
 File names carry a part of their checksum. Saving into a folder in use therefore never touches the files that
@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..writing import write
-from .activations import KINDS, Activation
+from . import activations, normalisation
 from .coders import SparseCoder
+from .units import Units
 
 FORMAT = "interventions.dictionaries"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _WEIGHTS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 
@@ -62,7 +65,10 @@ def save(
                 "file": path.name,
                 "sha256": sha256,
                 "activation": {"kind": type(coder.activation).__name__, **coder._settings()},
+                "normalise": _normalise(coder),
                 "reads": coder.reads,
+                "prefixes": list(coder.prefixes),
+                "units": asdict(coder.units),
                 "meta": coder.meta,
             }
         index = {"format": FORMAT, "version": VERSION, "dictionaries": entries}
@@ -78,24 +84,6 @@ def save(
     for stale in before - {entry["file"] for entry in entries.values()}:
         if re.search(r"-[0-9a-f]{12}\.safetensors$", stale):  # ours, from an earlier save
             (folder / stale).unlink(missing_ok=True)
-
-
-def load(
-    folder: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = torch.float32,
-) -> dict[str, SparseCoder]:
-    """The dictionaries in a folder that `save` wrote, keyed by site.
-
-    Weights are cast to `dtype`; None leaves them as stored.
-
-    Raises:
-        ValueError: a file that is missing, incomplete, changed since, of another version, or not finite.
-    """
-    folder = Path(folder)
-    index = _index(folder / "index.json")
-    return {name: _read(folder, name, entry, device, dtype) for name, entry in index.items()}
 
 
 def _tensors(coder: SparseCoder, dtype: torch.dtype | None, name: str) -> dict[str, Tensor]:
@@ -123,7 +111,11 @@ def _checksum(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _index(path: Path) -> dict[str, dict[str, Any]]:
+def index(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of an index that `save` wrote, by site.
+
+    Raises ValueError for one that is incomplete, changed since, or of another version.
+    """
     try:
         index = json.loads(path.read_bytes())
     except OSError as error:
@@ -132,8 +124,10 @@ def _index(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} is not complete JSON.") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{path} is not an index of dictionaries written by `save`.")
-    if index.get("version") != VERSION:
-        raise ValueError(f"{path} has version {index.get('version')!r}; this release reads {VERSION}.")
+    if index.get("version") not in READ:
+        raise ValueError(
+            f"{path} has version {index.get('version')!r}; this release reads {' and '.join(map(str, READ))}."
+        )
     try:
         intact = index.get("sha256") == _checksum(index)
     except ValueError:
@@ -143,22 +137,19 @@ def _index(path: Path) -> dict[str, dict[str, Any]]:
     entries = index.get("dictionaries")
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{path} does not list dictionaries by site.")
+    for entry in entries.values():
+        if not isinstance(entry.get("file"), str) or not _NAME.fullmatch(entry["file"]):
+            raise ValueError(
+                f"{path}: {entry.get('file')!r} is not the name of a safetensors file beside it."
+            )
     return entries
 
 
-def _read(
-    folder: Path,
-    name: str,
-    entry: Mapping[str, Any],
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-) -> SparseCoder:
-    file = entry.get("file")
-    if not isinstance(file, str) or not _NAME.fullmatch(file):
-        raise ValueError(
-            f"{folder / 'index.json'}: {file!r} is not the name of a safetensors file beside it."
-        )
-    path = folder / file
+def read(path: Path, name: str, entry: Mapping[str, Any]) -> SparseCoder:
+    """The dictionary in one file, as its entry describes it.
+
+    Raises ValueError for a file that is missing, incomplete, changed since, or not finite.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -168,24 +159,38 @@ def _read(
     try:
         tensors = safetensors.torch.load(content)
         threshold = {key: tensors.pop(key) for key in ("threshold",) if key in tensors}
-        activation = _activation(entry["activation"], threshold)
+        activation = _made(entry["activation"], activations.KINDS, "activation", threshold)
         if missing := _WEIGHTS - tensors.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if extra := tensors.keys() - _WEIGHTS - {"W_skip", "b_pre"}:
             raise ValueError(f"it has unknown tensors {', '.join(sorted(extra))}")
         if infinite := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise ValueError(f"{', '.join(infinite)} is not finite")
-        coder = SparseCoder(
-            **tensors, activation=activation, site=name, reads=entry.get("reads"), meta=entry.get("meta")
+        normalise = entry.get("normalise")
+        return SparseCoder(
+            **tensors,
+            activation=activation,
+            normalise=normalise and _made(normalise, normalisation.KINDS, "normalisation", {}),
+            site=name,
+            reads=entry.get("reads"),
+            prefixes=entry.get("prefixes", ()),
+            units=Units(**entry.get("units", {})),
+            meta=entry.get("meta"),
         )
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not hold the dictionary that its index describes: {error}") from error
-    return coder.to(device=device, dtype=dtype)
 
 
-def _activation(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Activation:
+def _normalise(coder: SparseCoder) -> dict[str, Any] | None:
+    how = coder.normalise
+    return None if how is None else {"kind": type(how).__name__, **asdict(how)}  # type: ignore[call-overload]
+
+
+def _made(
+    config: Mapping[str, Any], kinds: Mapping[str, type], what: str, tensors: Mapping[str, Tensor]
+) -> Any:
     settings = dict(config)
     kind = settings.pop("kind")
-    if kind not in KINDS:
-        raise ValueError(f"unknown activation {kind!r}; this release knows {', '.join(KINDS)}")
-    return KINDS[kind](**settings, **tensors)
+    if kind not in kinds:
+        raise ValueError(f"unknown {what} {kind!r}; this release knows {', '.join(kinds)}")
+    return kinds[kind](**settings, **tensors)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from . import own, saelens, sparsify
+from .check import fvu
+from .export import export_saelens, export_sparsify
 from .found import Found
+from .loading import load
 from .source import Source
 
 Find = Callable[[Source], list[Found]]
 
-FORMATS: list[Find] = []  # in the order in which they are asked; the first that finds anything is right
+# in the order in which they are asked; the first that finds anything is right
+FORMATS: list[Find] = [own.find, saelens.find, sparsify.find]
 
-__all__ = ["FORMATS", "Find", "Found", "Source"]
+__all__ = ["FORMATS", "Find", "Found", "Source", "export_saelens", "export_sparsify", "fvu", "load"]

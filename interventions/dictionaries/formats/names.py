@@ -107,7 +107,8 @@ def _lens(hook: str) -> tuple[int, str] | None:
 def _path(hook: str, model: Model) -> tuple[str, Side] | None:
     """The module, and its side, that a path names; the path may leave out its beginning."""
     sides: dict[str, Side] = {".output": "out", ".input": "in", ".in": "in", ".out": "out"}
-    readings: list[tuple[str, Side]] = [(hook, "out")]
+    readings: list[tuple[str, Side]] = []
+    readings.append((hook, "out"))
     readings += [(hook.removesuffix(end), side) for end, side in sides.items() if hook.endswith(end)]
     modules = [name for name, _ in model.module.named_modules()]
     for path, side in readings:
@@ -162,7 +163,7 @@ def _same(model: Model, site: Site, seen: Observation) -> Site:
     """The site of the model with the tensor of this one; this one, where there is none."""
     mine = _tensor(model, site, seen)
     for other in (*model.sites.values(), *_heads(model, site)):
-        if other == site or mine is not None and mine == _tensor(model, other, seen):
+        if other == site or (mine is not None and mine == _tensor(model, other, seen)):
             return other
     return site
 

@@ -22,7 +22,8 @@ TORCH = (".pt", ".pth", ".ckpt")
 class Place(Protocol):
     """A tree of files, some of which may be elsewhere until they are asked for."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def listed(self) -> list[str]: ...
 
@@ -122,7 +123,7 @@ class Source:
     def path(self, file: str) -> Path:
         """Where a file lies on this disk, downloaded if need be. Raises ValueError where there is none."""
         if _checked(file, self.name) not in self.files:
-            raise ValueError(f"{self.name} has no file {file!r}.")
+            raise ValueError(f"{self._file(file)} cannot be read: there is no such file.")
         if self.files == [PurePosixPath(self.folder).name] and self.folder in self.place.listed():
             return self.place.local(self.folder)
         return self.place.local(_joined(self.folder, file))
