@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from interventions.writing import write
 
 from .annotations import texts
 from .attribution import (
@@ -29,7 +20,6 @@ from .attribution import (
 )
 from .curves import plot_curve
 from .discovery import find as circuit_of
-from .discovery import versions
 from .evaluation import (
     Curve,
     Errors,
@@ -42,6 +32,7 @@ from .evaluation import (
 from .files import read_json, writable
 from .graph import Circuit
 from .question import Asked, Question, Say, asked_for, metric_name, part, signed
+from .record import Clock, interruptible, whole, write_json
 from .selection import Keep, above, share, top
 
 METHODS: Mapping[str, Any] = {
@@ -88,7 +79,7 @@ def find(
     say: Say,
 ) -> None:
     """Finds a circuit, tests it, draws it, and writes everything into a folder."""
-    clock = _Clock()
+    clock = Clock()
     method, question = _method(search), question.resolved()
     texts(annotations)  # a mistake in the file should show now, not at the end
     folder = writable(out or Path("results") / _stem(question.task))
@@ -107,7 +98,7 @@ def find(
     asked = asked_for(question, say)
     clock.lap("loading")
     say(f"\nFinding the circuit{f'; {done} batches are in {checkpoint}' if done else ''} ...")
-    with _interruptible(f"The same command goes on from {checkpoint}."), _advised(checkpoint):
+    with interruptible(f"The same command goes on from {checkpoint}."), _advised(checkpoint):
         circuit = circuit_of(
             asked.model,
             asked.first,
@@ -121,14 +112,14 @@ def find(
             progress=progress,
         )
     clock.lap("finding")
-    options = {**asdict(question), **asdict(search), **asdict(trial), "annotations": _whole(annotations)}
+    options = {**asdict(question), **asdict(search), **asdict(trial), "annotations": whole(annotations)}
     record = {"command": command, "options": options, "fingerprints": _fingerprints(circuit)}
     for stale in _written(folder):
         stale.unlink()
     circuit.save(folder)
-    _write_json(folder / "settings.json", {"find": {**record, **clock.record()}})
+    write_json(folder / "settings.json", {"find": {**record, **clock.record()}})
     say(f"\n{circuit.summary(most=12)}\n")
-    with _interruptible(f"The circuit is in {folder}; `circuits evaluate {folder}` tests it."):
+    with interruptible(f"The circuit is in {folder}; `circuits evaluate {folder}` tests it."):
         curve = _tested(asked, circuit, question, trial, folder, pictures, progress, say)
         clock.lap("testing")
         if pictures:
@@ -136,7 +127,7 @@ def find(
             clock.lap("drawing")
     if not keep_checkpoint:
         _discard(checkpoint)
-    _write_json(folder / "settings.json", {"find": {**record, **clock.record()}})
+    write_json(folder / "settings.json", {"find": {**record, **clock.record()}})
     _conclude(curve, _written(folder), clock, say)
 
 
@@ -151,7 +142,7 @@ def evaluate(
     say: Say,
 ) -> None:
     """Tests a saved circuit, by default as `find` did; `given` are the options to be different."""
-    clock = _Clock()
+    clock = Clock()
     circuit = Circuit.load(folder)
     source, target = Path(folder), writable(out or folder)
     _settings(target)
@@ -168,12 +159,12 @@ def evaluate(
     asked = asked_for(question, say, found=circuit)
     clock.lap("loading")
     say("")
-    with _interruptible("Nothing was written."):
+    with interruptible("Nothing was written."):
         curve = _tested(asked, circuit, question, trial, target, pictures, progress, say)
     clock.lap("testing")
     record = {"options": {**asdict(question), **asdict(trial)}, **clock.record()}
-    record = {"command": command, "circuit": _whole(folder), **record}
-    _write_json(target / "settings.json", {**_settings(target), "evaluate": record})
+    record = {"command": command, "circuit": whole(folder), **record}
+    write_json(target / "settings.json", {**_settings(target), "evaluate": record})
     names = ("evaluation.json", "curve.json", "settings.json", *(["curve.svg"] if pictures else []))
     _conclude(curve, [target / name for name in names], clock, say)
 
@@ -190,7 +181,7 @@ def draw(
     say: Say,
 ) -> None:
     """Draws a saved circuit, and its curve where there is one; needs no model."""
-    clock = _Clock()
+    clock = Clock()
     source, target = Path(folder), Path(out or folder)
     circuit = Circuit.load(source)
     smaller = circuit.kept(
@@ -208,10 +199,10 @@ def draw(
     written = _draw(smaller, target, annotations, **limits)
     if out is None and (source / "curve.json").exists():
         written.append(plot_curve(Curve.load(source / "curve.json"), source / f"curve.{format}"))
-    options = {"nodes": nodes, "edges": edges, "annotations": _whole(annotations), "format": format}
+    options = {"nodes": nodes, "edges": edges, "annotations": whole(annotations), "format": format}
     if target.parent.resolve() == source.resolve():
         record = {"command": command, "options": options, **clock.record()}
-        _write_json(source / "settings.json", {**_settings(source), "draw": record})
+        write_json(source / "settings.json", {**_settings(source), "draw": record})
     say(f"{smaller!r}, of {len(circuit)} nodes and {circuit.edges.shape[1]} edges")
     for path in written:
         say(f"  {path}")
@@ -275,7 +266,7 @@ def _tested(
         "completeness": asdict(curve.completeness[-1]),
         "random": {"mean": sum(draws) / len(draws), "low": min(draws), "high": max(draws)},
     }
-    _write_json(folder / "evaluation.json", results)
+    write_json(folder / "evaluation.json", results)
     curve.save(folder / "curve.json")
     if pictures:
         plot_curve(curve, folder / "curve.svg")
@@ -297,7 +288,7 @@ def _draw(circuit: Circuit, path: Path, annotations: str | None, **limits: Any) 
     return draw(circuit, path, annotations=annotations, **limits)
 
 
-def _conclude(curve: Curve, written: Sequence[Path], clock: _Clock, say: Say) -> None:
+def _conclude(curve: Curve, written: Sequence[Path], clock: Clock, say: Say) -> None:
     good, bad, draws = curve.faithfulness[-1], curve.completeness[-1], curve.random[-1]
     at_random = f"{sum(draws) / len(draws):.3f} with as many at random"
     say(f"\nFaithfulness {_interval(good)} with {good.nodes:,} of {curve.active:,} active nodes; {at_random}")
@@ -344,52 +335,11 @@ def _written(folder: Path) -> list[Path]:
     return [folder / name for names in _FILES for name in names if (folder / name).exists()]
 
 
-class _Clock:
-    """Seconds, stage by stage."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.monotonic()
-        self._stages: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self._stages[stage] = round(now - self._last, 3)
-        self._last = now
-
-    def record(self) -> dict[str, Any]:
-        """What is noted of every run: versions, when, how long, and how many bytes of memory at the peak."""
-        return {
-            "versions": versions(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": {**self._stages, "all": round(time.monotonic() - self._started, 3)},
-            "peak_memory": _peak_memory(),
-        }
-
-    def __str__(self) -> str:
-        seconds, peak = time.monotonic() - self._started, max(_peak_memory().values(), default=0)
-        return f"{seconds:.0f} s" + (f", at most {peak / 1e9:.1f} GB" if peak else "")
-
-
-def _peak_memory() -> dict[str, int]:
-    peak = {}
-    if sys.platform != "win32":
-        resource = import_module("resource")
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak["process"] = used * (1 if sys.platform == "darwin" else 1024)
-    if torch.cuda.is_available():
-        peak["cuda"] = torch.cuda.max_memory_allocated()
-    return peak
-
-
 def _fingerprints(circuit: Circuit) -> dict[str, Any]:
     about = circuit.about
     dictionaries = {site: known["fingerprint"] for site, known in about["dictionaries"].items()}
     prompts = about["task"]["prompts"]
     return {"model": about["model"]["fingerprint"], "dictionaries": dictionaries, "prompts": prompts}
-
-
-def _whole(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -403,19 +353,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not all(name in ("find", "evaluate", "draw") and isinstance(of, dict) for name, of in found.items()):
         raise ValueError(f"{path} is a file of something else: choose another folder.")
     return found
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write(path, json.dumps(_finite(values), indent=1, allow_nan=False).encode())
-
-
-def _finite(value: Any) -> Any:
-    """What JSON can hold; it has no numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stem(task: str) -> str:
@@ -436,14 +373,6 @@ def _discard(checkpoint: Path) -> None:
             path.unlink()
     if checkpoint.is_dir() and not any(checkpoint.iterdir()):
         checkpoint.rmdir()
-
-
-@contextmanager
-def _interruptible(advice: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(advice) from None
 
 
 @contextmanager

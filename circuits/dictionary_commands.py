@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from interventions.acts import Dictionary
-from interventions.dictionaries import SparseCoder, quality, save
+from interventions.dictionaries import SparseCoder, export_saelens, export_sparsify, quality, save
+from interventions.dictionaries.formats import FORMATS, Source
 from interventions.model import Model
-from interventions.writing import write
 
 from .annotations import visible
 from .feature_page import save_page
 from .feature_table import columns, feature_table
 from .files import read_json, writable
 from .portrait import Portrait, activity, densities, portraits
-from .question import Say, chosen, described, loaded_dictionaries, loaded_model
+from .question import Say, described, loaded_dictionaries, loaded_model
+from .record import write_json
 from .text import rows
 
 _TESTED = 16  # rows of text on which it is seen whether dictionaries fit a model
@@ -39,6 +40,7 @@ class Inspection:
 
     source: str
     site: Sequence[str] | None = None
+    place: str | None = None
     features: Sequence[str] | None = None
     top: int | None = None
     random: int | None = None
@@ -69,7 +71,7 @@ def inspect(asked: Inspection, *, out: str | None, progress: bool | None, say: S
     if single and name is None:
         raise ValueError("Features are seen on a model's activations: give --model.")
     model = loaded_model(name, device=asked.device, dtype=asked.dtype) if name else None
-    known = chosen(loaded_dictionaries(asked.source, model, device=asked.device), asked.site)
+    known = loaded_dictionaries(asked.source, model, sites=asked.site, place=asked.place, device=asked.device)
     if not single:
         return _list(asked, known, model, name, progress, say)
     assert model is not None and name is not None
@@ -77,7 +79,7 @@ def inspect(asked: Inspection, *, out: str | None, progress: bool | None, say: S
     text = _text(asked, before, model, progress)
     found: list[Portrait] = []
     for site, features in wanted.items():
-        coder = known[site]
+        coder = _cast(known[site], model)
         if not isinstance(coder, SparseCoder):
             raise ValueError(f"Features of a {type(coder).__name__}, as at {site}, cannot be shown yet.")
         features = [*features, *_drawn(asked, model, coder, text, site, features)]
@@ -100,14 +102,16 @@ def _list(
     progress: bool | None, say: Say,
 ) -> None:  # fmt: skip
     head = ["site", "reads", "kind", "width", "features", "activation", "units", "stored as"]
+    say(f"{visible(asked.source)}: {_format(asked.source)}")
     table = [[site, *_described(site, dictionary)] for site, dictionary in known.items()]
     if model is not None:
         text = _text(asked, {}, model, progress, n=_TESTED)
-        tested = quality(model, dict(known), text)
+        tested = quality(model, {site: _cast(known[site], model) for site in known}, text)
         head += ["FVU", "L0"]
         for row, site in zip(table, known, strict=True):
             row += [f"{tested[site].fvu:.3f}", f"{tested[site].l0:.1f}"]
-        say(f"{described(model, name or '')}; FVU and L0 on {text.numel():,} tokens\n")
+        say(f"{described(model, name or '')}; FVU and L0 on {text.numel():,} tokens")
+    say("")
     if not any(row[1] for row in table):  # nothing but autoencoders
         head, table = [head[0], *head[2:]], [[row[0], *row[2:]] for row in table]
     for line in columns([head, *table], left=3):
@@ -133,6 +137,21 @@ def _described(site: str, dictionary: Dictionary) -> list[str]:
         units += f", {type(dictionary.normalise).__name__}"
     stored = str(dictionary.W_enc.dtype).removeprefix("torch.")
     return [reads or "", kind, width, f"{dictionary.n_features:,}", str(dictionary.activation), units, stored]
+
+
+def _cast(dictionary: Dictionary, model: Model) -> Dictionary:
+    """In the precision of the model, and at least in single."""
+    dtype = model.dtype if model.dtype.itemsize >= 4 else torch.float32
+    return dictionary.to(dtype) if isinstance(dictionary, torch.nn.Module) else dictionary
+
+
+def _format(source: str) -> str:
+    """The layout of some files, by the name that docs/dictionaries.md has for it."""
+    if source == "embedded":
+        return "shipped"
+    where = Source.at(source)
+    found = next((find for find in FORMATS if find(where)), None)
+    return "another layout" if found is None else f"layout {found.__module__.rpartition('.')[2]}"
 
 
 def _show(found: Sequence[Portrait], say: Say) -> None:
@@ -216,19 +235,36 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def convert(
-    source: str, target: str, *, layout: str, dtype: str | None, sites: Sequence[str] | None, say: Say
+    source: str,
+    target: str,
+    *,
+    layout: str,
+    dtype: str | None,
+    sites: Sequence[str] | None,
+    place: str | None,
+    model: str | None,
+    say: Say,
 ) -> None:
     """Writes dictionaries into a new folder, in our own layout or in another library's."""
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already, and not empty: give another name.")
-    known = chosen(loaded_dictionaries(source, None, device="cpu", dtype=None), sites)
-    writable(folder)
     kind = None if dtype is None else getattr(torch, dtype)
-    if layout == "own":
-        save(known, folder, dtype=kind)  # type: ignore[arg-type]
-    else:
-        raise ValueError(f"The layout {layout} cannot be written yet.")
+    known: dict[str, Any] = loaded_dictionaries(source, None, sites=sites, place=place, dtype=kind)
+    writable(folder.parent)
+    # a layout that cannot hold what it is given should leave nothing behind
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch) / "made"
+        name = model or _trained(source).get("model") or "unknown"
+        if layout == "own":
+            save(known, made)
+        elif layout == "saelens":
+            export_saelens(known, made, model_name=str(name))
+        else:
+            export_sparsify(known, made)
+        if folder.exists():
+            folder.rmdir()
+        made.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"Written to {folder}: {len(known)} dictionaries ({_listed(known)}), {size / 1e6:.1f} MB.")
 
@@ -250,7 +286,7 @@ def compare(
 
     if len(sources) < 2:
         raise ValueError("Give two sets of dictionaries, or more.")
-    sets = [chosen(loaded_dictionaries(source, None, device="cpu"), sites) for source in sources]
+    sets = [loaded_dictionaries(source, None, sites=sites) for source in sources]
     common = [site for site in sets[0] if all(site in other for other in sets[1:])]
     if not common:
         raise ValueError(f"They have no site in common: {'; '.join(_listed(known) for known in sets)}.")
@@ -269,7 +305,7 @@ def compare(
     if out is not None:
         target = writable(Path(out).parent) / Path(out).name
         record = {"dictionaries": list(sources), "threshold": threshold, "pairs": found}
-        write(target, json.dumps(record, indent=1).encode())
+        write_json(target, record)
         say(f"\nWritten to {target}.")
 
 

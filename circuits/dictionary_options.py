@@ -116,6 +116,8 @@ def _convert(args: argparse.Namespace, say: Say) -> None:
         layout=args.to,
         dtype=args.dtype,
         sites=args.site,
+        place=args.place,
+        model=args.model,
         say=_silent if args.quiet else say,
     )
 
@@ -195,6 +197,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     _add_source(parser, "source", "PATH_OR_REPO")
     group = parser.add_argument_group("which features")
     _add_site(group)
+    _add_place(group)
     group.add_argument(
         "--feature", "--features", dest="features", nargs="+", metavar="N",
         help="show these: 131, or 3,17,40, or with their site resid.1/131",
@@ -227,6 +230,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="of the stored weights: float32, float16, bfloat16 (default: as stored)",
     )  # fmt: skip
     _add_site(parser)
+    _add_place(parser)
+    parser.add_argument("--model", metavar="NAME", help="the name of the model, for files that tell it")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     add_debug(parser)
 
@@ -282,3 +287,10 @@ def _add_site(group: Any) -> None:
         metavar="SITE",
         help="only these: names or patterns, such as 'resid.*'",
     )
+
+
+def _add_place(group: Any) -> None:
+    group.add_argument(
+        "--place", metavar="SITE",
+        help="where the only dictionary belongs, if its files do not say: resid.6, or 'mlp_in.3->mlp.3'",
+    )  # fmt: skip

@@ -6,10 +6,11 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from interventions.dictionaries.measures.profiles import Context
 from interventions.writing import write
 
 from .annotations import visible
-from .portrait import Context, Neighbour, Portrait
+from .portrait import Neighbour, Portrait
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fdfcf9; --ink: #22241f; --soft: #696b62; --line: #dedcd2;
@@ -164,7 +165,7 @@ def _contexts(contexts: Sequence[Context], largest: float) -> str:
             _span(token, value, largest, at == context.at)
             for at, (token, value) in enumerate(zip(context.tokens, context.values, strict=True))
         )
-        lines.append(f'<li><b>{context.peak:.3g}</b><p class="text">{spans}</p></li>')
+        lines.append(f'<li><b>{context.value:.3g}</b><p class="text">{spans}</p></li>')
     return f"<ol>{''.join(lines)}</ol>"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from interventions.dictionaries.measures.profiles import Context
+
 from .annotations import visible
-from .portrait import Context, Portrait
+from .portrait import Portrait
 from .terminal import Styled
 
 _BACKGROUNDS = tuple(f"48;5;{shade}" for shade in (223, 216, 209))  # from weak to strong, under dark text
@@ -29,7 +31,7 @@ def feature_table(portrait: Portrait, *, width: int = 100, colour: bool = False)
             yield Styled("")
             yield Styled(f"  {name}")
         for context in contexts:
-            yield Styled(f"  {context.peak:7.3g}  {_context(context, portrait.largest, width - 11, colour)}")
+            yield Styled(f"  {context.value:7.3g}  {_context(context, portrait.largest, width - 11, colour)}")
 
 
 def _line(name: str, said: str) -> Styled:

@@ -11,23 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.dictionaries import SparseCoder
+from interventions.dictionaries.measures.angles import neighbours
+from interventions.dictionaries.measures.profiles import Context
+from interventions.dictionaries.measures.unembedding import effects
 from interventions.model import Model
 
 _BINS = 24
-_STATES = 32  # places at which the effect on the logits is measured
-
-
-@dataclass(frozen=True)
-class Context:
-    """A stretch of text: its tokens, how active the feature is at each, and which of them it is about."""
-
-    tokens: tuple[str, ...]
-    values: tuple[float, ...]
-    at: int
-
-    @property
-    def peak(self) -> float:
-        return self.values[self.at]
+_STATES = 8  # places at which the effect on the logits is measured
 
 
 @dataclass(frozen=True)
@@ -168,8 +158,8 @@ def _portrait(
         mean=active.mean().item() if len(active) else 0.0,
         largest=largest,
         histogram=tuple(int(n) for n in histogram.tolist()),
-        strongest=tuple(_context(model, found.tokens[row], values[row], at) for row, at in strongest),
-        drawn=tuple(_context(model, found.tokens[row], values[row], at) for row, at in sample),
+        strongest=tuple(_context(model, found.tokens[row], values[row], row, at) for row, at in strongest),
+        drawn=tuple(_context(model, found.tokens[row], values[row], row, at) for row, at in sample),
         raised=raised,
         lowered=lowered,
         nearest=_nearest(coder, feature, nearest),
@@ -190,26 +180,26 @@ def _different(tokens: Tensor, places: list[tuple[int, int]], most: int) -> list
 def _effects(
     model: Model, coder: SparseCoder, found: Activity, column: int, site: str, most: int
 ) -> tuple[Any, Any]:
-    """The tokens whose logits rise and fall most where the feature's typical write is added to the stream."""
-    if not writes_to_stream(model, site) or coder.d_out != model.width:
-        return None, None
+    """The tokens whose logits rise and fall most with what the feature writes where it is active, on average.
+
+    By the direct path, to first order about what the last block wrote where it is most active.
+    """
     values = found.values[..., column]
+    active = values[values != 0]
+    if not len(active) or not writes_to_stream(model, site) or coder.d_out != model.width:
+        return None, None
     rows = values.abs().amax(1).argsort(descending=True, stable=True)[:_STATES]
     at = values[rows].abs().argmax(1)
-    active = values[values != 0]
-    typical = active.mean().item() if len(active) else 1.0
-    last = [name for name in model.sites if name.startswith("resid.")][-1]
-    states = _last(model, found.tokens[rows], last)[torch.arange(len(rows)), at]
-    write = coder.decoder_rows(torch.tensor([found.features[column]]))[0] * typical
-    with torch.no_grad():
-        try:
-            change = model.unembed(states + write.to(states)) - model.unembed(states)
-        except ValueError:
-            return None, None
-    change = change.float().mean(0).cpu()
-    change -= change.mean()
-    top, low = change.topk(min(most, len(change))), change.topk(min(most, len(change)), largest=False)
-    return _named(model, *top), _named(model, *low)
+    last = model.site([name for name in model.sites if name.startswith("resid.")][-1])
+    states = model.read(found.tokens[rows], [last])[last]
+    states = states[torch.arange(len(rows), device=states.device), at.to(states.device)]
+    write = coder.decoder_rows(torch.tensor([found.features[column]])) * active.mean().item()
+    try:
+        change = effects(model, write.to(states), at=states)[0].float().cpu()
+    except ValueError:  # a model without an unembedding of its own
+        return None, None
+    most = min(most, len(change))
+    return _named(model, *change.topk(most)), _named(model, *change.topk(most, largest=False))
 
 
 def writes_to_stream(model: Model, site: str) -> bool:
@@ -218,23 +208,16 @@ def writes_to_stream(model: Model, site: str) -> bool:
     return place is not None and place.side == "out" and place.width == model.width
 
 
-def _last(model: Model, tokens: Tensor, last: str) -> Tensor:
-    return model.read(tokens, [last])[model.site(last)]
-
-
 def _named(model: Model, values: Tensor, index: Tensor) -> tuple[tuple[str, float], ...]:
     pairs = zip(index.tolist(), values.tolist(), strict=True)
     return tuple((pieces(model.tokenizer, [token])[0], value) for token, value in pairs)
 
 
 def _nearest(coder: SparseCoder, feature: int, most: int) -> tuple[Neighbour, ...]:
-    here = torch.tensor([feature])
-    decoder = torch.nn.functional.normalize(coder.W_dec.float(), dim=-1)
+    found = neighbours(coder, torch.tensor([feature]), k=min(most, coder.n_features - 1))
     encoder = torch.nn.functional.normalize(coder.W_enc.T.float(), dim=-1)
-    cosine = (decoder @ decoder[here].T)[:, 0]
-    near = cosine.index_fill(0, here, -2.0).topk(min(most, coder.n_features - 1)).indices
-    alike = (encoder[near] @ encoder[here].T)[:, 0]
-    rows = zip(near.tolist(), cosine[near].tolist(), alike.tolist(), strict=True)
+    alike = encoder[found.index[0]] @ encoder[feature]
+    rows = zip(found.index[0].tolist(), found.cosine[0].tolist(), alike.tolist(), strict=True)
     return tuple(Neighbour(*row) for row in rows)
 
 
@@ -250,15 +233,17 @@ def _counted(model: Model, rows: Tensor) -> Tensor:
 
 
 def _context(
-    model: Model, tokens: Tensor, values: Tensor, at: int, *, before: int = 28, after: int = 10
+    model: Model, tokens: Tensor, values: Tensor, row: int, at: int, *, before: int = 28, after: int = 10
 ) -> Context:
     first = max(0, at - before)
     shown = slice(first, at + after + 1)
     texts = pieces(model.tokenizer, tokens[shown].tolist())
     return Context(
+        row=row,
+        pos=at,
+        at=at - first,
         tokens=(texts[0].lstrip(" "), *texts[1:]),
         values=tuple(values[shown].tolist()),
-        at=at - first,
     )
 
 

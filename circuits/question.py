@@ -86,7 +86,7 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
     """Loads what a question names. Mistakes that show without the model come first."""
     _check_task(question.task)
     folder = question.dictionaries or ""
-    if folder not in ("embedded", "neurons") and not Path(folder).is_dir():
+    if folder not in ("embedded", "neurons") and not Path(folder).exists() and "/" not in folder.strip("./"):
         raise FileNotFoundError(f"There is no folder {folder!r} of dictionaries; `neurons` needs none.")
     model = _model(question)
     say(f"Model         {described(model, question.model)}")
@@ -137,8 +137,7 @@ def loaded_model(name: str, *, device: str, dtype: str | None) -> Model:
 def _dictionaries(question: Question, model: Model, found: Circuit | None) -> dict[str, Dictionary]:
     wanted = list(question.sites or ())
     if question.dictionaries != "neurons":
-        known = loaded_dictionaries(str(question.dictionaries), model, dtype=model.dtype)
-        return chosen(known, wanted)
+        return loaded_dictionaries(str(question.dictionaries), model, sites=wanted, dtype=model.dtype)
     wanted = wanted or list(found.features if found else ())
     return chosen({n: Identity() for n, site in model.sites.items() if wanted or site.side == "out"}, wanted)
 
@@ -147,13 +146,26 @@ def loaded_dictionaries(
     source: str,
     model: Model | None,
     *,
-    device: str | None = None,
+    sites: Sequence[str] | None = None,
+    place: str | None = None,
+    device: str = "cpu",
     dtype: torch.dtype | None = torch.float32,
 ) -> dict[str, Dictionary]:
-    """The dictionaries at a path, `embedded` being the shipped ones; on the model's device."""
-    folder = embedded.HERE / "dictionaries" if source == "embedded" else Path(source)
-    where = model.device if model else checked_device(device or "cpu")
-    return dict(load(folder, device=where, dtype=dtype))
+    """The dictionaries at a path or in a repository, `embedded` being those shipped; on the model's device.
+
+    Only those at `sites` are read. A `place` is where the only one belongs, such as 'mlp_in.3->mlp.3'.
+    """
+    reads, _, writes = (part.strip() or None for part in (place or "").rpartition("->"))
+    known = load(
+        embedded.HERE / "dictionaries" if source == "embedded" else source,
+        model,
+        site=writes,
+        reads=reads,
+        device=model.device if model else checked_device(device),
+        dtype=dtype,
+        lazy=True,
+    )
+    return chosen(known, sites)
 
 
 def chosen(known: Mapping[str, Dictionary], wanted: Sequence[str] | None) -> dict[str, Dictionary]:
