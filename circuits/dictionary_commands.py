@@ -71,7 +71,9 @@ def inspect(asked: Inspection, *, out: str | None, progress: bool | None, say: S
     if single and name is None:
         raise ValueError("Features are seen on a model's activations: give --model.")
     model = loaded_model(name, device=asked.device, dtype=asked.dtype) if name else None
-    known = loaded_dictionaries(asked.source, model, sites=asked.site, place=asked.place, device=asked.device)
+    known = loaded_dictionaries(
+        asked.source, model, sites=asked.site, place=asked.place, device=asked.device, dtype=None
+    )
     if not single:
         return _list(asked, known, model, name, progress, say)
     assert model is not None and name is not None

@@ -16,7 +16,7 @@ from interventions.model import Model
 
 from .question import opening
 
-_AT_ONCE = 64  # rows sampled at a time
+_AT_ONCE = 256  # rows sampled at a time
 _PIECE = 2**16  # characters tokenised at a time
 
 

@@ -312,7 +312,7 @@ def test_nothing_that_files_hold_controls_the_terminal(tmp_path, capfd, mistake)
         (["--task", "pronouns"], "No pair of pronouns fits this tokenizer"),
         (["--sites", "reside.*"], "No site matches 'reside.*'; there are embed, attn.*, mlp.*, resid.*."),
         (["--dictionaries", "nowhere"], "There is no folder 'nowhere' of dictionaries"),
-        (["--dictionaries", "/"], "No dictionaries: /index.json cannot be read"),
+        (["--dictionaries", "docs"], "no known format of dictionaries has these files"),
         (["--model", "/nowhere"], "There is nothing at '/nowhere'."),
         (["-n", "10000000"], "different pairs to choose from: cannot choose 10000000."),
         (["-n", "1"], "--held-out 0 tests on the pairs it finds on."),
