@@ -68,7 +68,7 @@ def export_sparsify(
     made = []
     for site, coder in dictionaries.items():
         coder = _checked(coder, str(site))
-        activation, transcodes = coder.activation, coder.b_pre is None
+        activation, transcodes = coder.activation, coder.reads is not None
         if type(activation) not in (TopK, GroupMax):
             raise ValueError(f"{site}: sparsify knows TopK and GroupMax, not {activation}.")
         if coder.normalise is not None:
@@ -77,11 +77,11 @@ def export_sparsify(
             raise ValueError(
                 f"{site}: sparsify reads and writes one width, not {coder.d_in} and {coder.d_out}."
             )
-        W_enc, b_enc = coder.W_enc, coder.b_enc
-        if coder.b_pre is not None and not torch.equal(coder.b_pre, coder.b_dec):
-            b_enc = b_enc - (coder.b_pre - coder.b_dec) @ W_enc
+        # what sparsify subtracts itself: the decoder's bias, but for transcoders nothing
+        subtracted = (0 if coder.b_pre is None else coder.b_pre) - (0 if transcodes else coder.b_dec)
+        b_enc = coder.b_enc - subtracted @ coder.W_enc if isinstance(subtracted, Tensor) else coder.b_enc
         tensors = {
-            "encoder.weight": W_enc.T,
+            "encoder.weight": coder.W_enc.T,
             "encoder.bias": b_enc,
             "W_dec": coder.W_dec,
             "b_dec": coder.b_dec,
