@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from interventions.acts import Identity
 from interventions.dictionaries import JumpReLU, SparseCoder, TopK, quality
+from interventions.dictionaries.cross_layer import CrossLayerTranscoder
 from interventions.dictionaries.measures import geometry, neighbours, principal
 from interventions.dictionaries.measures.text import token_rows
 
@@ -129,6 +130,36 @@ def test_neurons_leave_nothing_and_diverge_by_nothing():
     q = quality(tiny("gpt2"), {"mlp.1": Identity()}, TOKENS)["mlp.1"]
     assert (q.fvu, q.kl, q.explained_variance_legacy) == (0, 0, 1)
     assert q.kl_recovered == 1 and q.cosine == pytest.approx(1) and q.bias == pytest.approx(1)
+
+
+def test_a_cross_layer_transcoder_is_measured_by_what_all_its_layers_write():
+    model, generator = tiny("llama"), torch.Generator().manual_seed(2)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) / 6
+
+    reads, writes = (["mlp_in.0", "mlp_in.1", "mlp_in.2"], ["mlp.0", "mlp.1", "mlp.2"])
+    clt = CrossLayerTranscoder(
+        [(random(32, 40), random(40), JumpReLU(random(40).abs())) for _ in range(3)],
+        [random(40, 3 - i, 32) for i in range(3)],
+        random(3, 32),
+        reads=reads,
+        writes=writes,
+    )
+    acts = model.read(TOKENS, [*reads, *writes])
+    x = [acts[model.site(name)] for name in reads]
+    found = quality(model, clt.layers(), TOKENS, batch_size=4)
+    assert list(found) == writes
+    for i, (name, made) in enumerate(zip(writes, clt(x), strict=True)):
+        y = acts[model.site(name)]
+        fvu = (y - made).square().sum() / (y - y.mean((0, 1))).square().sum()
+        assert found[name].fvu == pytest.approx(fvu.item(), rel=1e-9)
+        own = clt.layers()[name].encode(x[i])
+        assert found[name].l0 == pytest.approx((own != 0).sum(-1).double().mean().item())
+        with model.visiting([name], lambda _, __, made=made: made):
+            logits = model.logits(TOKENS)[:, :-1]
+        loss = cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten())
+        assert found[name].spliced == pytest.approx(loss.item(), rel=1e-9)
 
 
 def test_nothing_is_run_more_often_than_it_says():

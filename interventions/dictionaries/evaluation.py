@@ -94,7 +94,7 @@ class Quality:
         Features that were never active are in no bin.
         """
         edges = torch.logspace(-6, 0, 25, dtype=torch.float64) if edges is None else edges.double()
-        return torch.histogram(self.density[self.density > 0].cpu(), edges).hist.long()
+        return torch.histogram(self.density[self.density > 0].double().cpu(), edges).hist.long()
 
     def __str__(self) -> str:
         """All of it, a line for each kind."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...acts import Dictionary
+from ...acts import Dictionary, Identity
 from ...model import Model
 from ...sites import Site
 from ..coders import SparseCoder, SparseFeatures
@@ -81,8 +81,8 @@ def predictions(
 
 def active(dictionary: Dictionary, x: Float[Tensor, "token d_in"]) -> SparseFeatures:
     """The features that are not zero."""
-    if isinstance(dictionary, SparseCoder):
-        return dictionary.encode_sparse(x)
+    if hasattr(dictionary, "encode_sparse"):
+        return dictionary.encode_sparse(x)  # type: ignore[attr-defined]
     parts, width = [], 0
     for first, features in encoded(dictionary, x):
         token, feature = features.nonzero(as_tuple=True)
@@ -103,7 +103,9 @@ def encoded(
 
 
 def decoded(writes: Dictionary | Writes, features: SparseFeatures) -> Float[Tensor, "token d_out"]:
-    """What listed features write."""
-    if isinstance(writes, SparseCoder):
-        return writes.decode_sparse(features)
-    return writes.decode(features.dense())
+    """What listed features write, by gathering rows where there is a way to."""
+    token, feature, value, shape = features
+    combined = getattr(writes, "combined", None)
+    if combined is None or isinstance(writes, Identity):
+        return writes.decode(features.dense())
+    return combined(token, feature, value, shape[0]) + writes.decode(value.new_zeros(1, shape[-1]))
