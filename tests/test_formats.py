@@ -16,6 +16,7 @@ from families import module, tiny
 from interventions import Model
 from interventions.dictionaries import JumpReLU, ReLU, SparseCoder, fvu, load, save
 from interventions.dictionaries.activations import GroupMax
+from interventions.dictionaries.cross_layer import CrossLayerTranscoder
 from interventions.dictionaries.formats.gains import folded, gain
 from interventions.dictionaries.formats.names import Named, named
 from interventions.dictionaries.formats.source import Source
@@ -190,6 +191,35 @@ def test_our_own_files_keep_normalisation_prefixes_and_units(tmp_path):
     back = load(tmp_path)["a"]
     assert back.fingerprint == coder.fingerprint and torch.equal(back(x), coder(x))
     assert (back.normalise, back.prefixes, back.units) == (coder.normalise, coder.prefixes, coder.units)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_our_own_files_keep_cross_layer_transcoders(tmp_path, dtype):
+    torch.manual_seed(0)
+    clt = CrossLayerTranscoder(
+        [(torch.randn(D, F), torch.randn(F), JumpReLU(torch.rand(F))) for _ in range(3)],
+        [torch.randn(F, 3 - i, D) for i in range(3)],
+        torch.randn(3, D),
+        torch.randn(3, D, D),
+        reads=[f"mlp_in.{i}" for i in range(3)],
+        writes=[f"mlp.{i}" for i in range(3)],
+    )
+    save(clt.layers(), tmp_path, dtype=dtype)
+    back = load(tmp_path)
+    assert list(back) == ["mlp.0", "mlp.1", "mlp.2"]
+    for site, layer in clt.layers().items():
+        assert list(back[site].later) == list(layer.later) and back[site].reads == layer.reads
+        if dtype is None:
+            assert back[site].fingerprint == layer.fingerprint
+
+
+def test_an_index_that_was_lost_is_asked_for(tmp_path):
+    save({"a": SparseCoder.random(D, D)}, tmp_path)
+    (tmp_path / "index.json").unlink()
+    (file,) = tmp_path.iterdir()
+    for where in (tmp_path, file):
+        with pytest.raises(ValueError, match=r"index\.json cannot be read"):
+            load(where)
 
 
 # Before the gain

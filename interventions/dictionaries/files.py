@@ -1,8 +1,10 @@
 """Dictionaries on disk: a folder with one safetensors file for each, and an index that vouches for them.
 
     index.json                        format, version, a checksum of itself; for each site: file, sha256,
-                                      activation, normalise, the site read, prefixes, units, meta
-    resid.3-1f0c9a41d2b7.safetensors  W_enc, b_enc, W_dec, b_dec; W_skip, b_pre, threshold where they exist
+                                      activation, normalise, the site read, prefixes, units, meta, and the
+                                      later sites written
+    resid.3-1f0c9a41d2b7.safetensors  W_enc, b_enc, W_dec, b_dec; W_skip, b_pre, threshold where they exist;
+                                      later.0, later.1, ... of a cross-layer transcoder
 
 File names carry a part of their checksum. Saving into a folder in use therefore never touches the files that
 its index names: the new index takes the place of the old one in a single step, at the end.
@@ -26,6 +28,7 @@ from torch import Tensor
 from ..writing import write
 from . import activations, normalisation
 from .coders import SparseCoder
+from .cross_layer import CrossLayer
 from .units import Units
 
 FORMAT = "interventions.dictionaries"
@@ -35,9 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _WEIGHTS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 
 
-def save(
-    dictionaries: Mapping[str, SparseCoder], folder: str | Path, *, dtype: torch.dtype | None = None
-) -> None:
+def save(dictionaries: Mapping[str, Any], folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Writes dictionaries, keyed by the name of the site that they write, into a folder.
 
     `dtype` is that of the stored weights (`torch.float16` halves the files; thresholds stay as they are).
@@ -53,12 +54,18 @@ def save(
     written: list[Path] = []
     entries = {}
     try:
-        for name, coder in dictionaries.items():
+        for name, given in dictionaries.items():
+            later = dict(given.later) if isinstance(given, CrossLayer) else {}
+            coder = given.own if isinstance(given, CrossLayer) else given
             if not isinstance(coder, SparseCoder):
                 raise TypeError(f"Only a SparseCoder is saved; at {name} there is a {type(coder).__name__}.")
             if coder.site not in (None, str(name)):
                 raise ValueError(f"The dictionary under {str(name)!r} belongs to the site {coder.site!r}.")
-            path, sha256 = _write(_tensors(coder, dtype, str(name)), folder, str(name))
+            tensors = _tensors(coder, dtype, str(name)) | {
+                f"later.{i}": _finite(f"later.{i}", outlet.W_dec, dtype, str(name))
+                for i, outlet in enumerate(later.values())
+            }
+            path, sha256 = _write(tensors, folder, str(name))
             if path.name not in before:
                 written.append(path)
             entries[str(name)] = {
@@ -70,6 +77,7 @@ def save(
                 "prefixes": list(coder.prefixes),
                 "units": asdict(coder.units),
                 "meta": coder.meta,
+                **({"later": list(later)} if isinstance(given, CrossLayer) else {}),
             }
         index = {"format": FORMAT, "version": VERSION, "dictionaries": entries}
         try:
@@ -89,12 +97,16 @@ def save(
 def _tensors(coder: SparseCoder, dtype: torch.dtype | None, name: str) -> dict[str, Tensor]:
     tensors = {}
     for key, tensor in coder.state_dict().items():
-        threshold = key.startswith("activation.")
-        tensor = tensor.detach().to("cpu", None if threshold else dtype).contiguous()
-        if not tensor.isfinite().all():
-            raise ValueError(f"{key} of the dictionary at {name} is not finite as {tensor.dtype}.")
-        tensors[key.removeprefix("activation.")] = tensor
+        kept = None if key.startswith("activation.") else dtype  # thresholds are not rounded
+        tensors[key.removeprefix("activation.")] = _finite(key, tensor, kept, name)
     return tensors
+
+
+def _finite(key: str, tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
+    tensor = tensor.detach().to("cpu", dtype).contiguous()
+    if not tensor.isfinite().all():
+        raise ValueError(f"{key} of the dictionary at {name} is not finite as {tensor.dtype}.")
+    return tensor
 
 
 def _write(tensors: dict[str, Tensor], folder: Path, name: str) -> tuple[Path, str]:
@@ -145,7 +157,7 @@ def index(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def read(path: Path, name: str, entry: Mapping[str, Any]) -> SparseCoder:
+def read(path: Path, name: str, entry: Mapping[str, Any]) -> SparseCoder | CrossLayer:
     """The dictionary in one file, as its entry describes it.
 
     Raises ValueError for a file that is missing, incomplete, changed since, or not finite.
@@ -160,14 +172,16 @@ def read(path: Path, name: str, entry: Mapping[str, Any]) -> SparseCoder:
         tensors = safetensors.torch.load(content)
         threshold = {key: tensors.pop(key) for key in ("threshold",) if key in tensors}
         activation = _made(entry["activation"], activations.KINDS, "activation", threshold)
+        later = {site: tensors.pop(f"later.{i}") for i, site in enumerate(entry.get("later", ()))}
         if missing := _WEIGHTS - tensors.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if extra := tensors.keys() - _WEIGHTS - {"W_skip", "b_pre"}:
             raise ValueError(f"it has unknown tensors {', '.join(sorted(extra))}")
-        if infinite := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        stored = tensors | {f"later.{i}": tensor for i, tensor in enumerate(later.values())}
+        if infinite := [key for key, tensor in stored.items() if not tensor.isfinite().all()]:
             raise ValueError(f"{', '.join(infinite)} is not finite")
         normalise = entry.get("normalise")
-        return SparseCoder(
+        coder = SparseCoder(
             **tensors,
             activation=activation,
             normalise=normalise and _made(normalise, normalisation.KINDS, "normalisation", {}),
@@ -177,6 +191,7 @@ def read(path: Path, name: str, entry: Mapping[str, Any]) -> SparseCoder:
             units=Units(**entry.get("units", {})),
             meta=entry.get("meta"),
         )
+        return CrossLayer(coder, later) if "later" in entry else coder
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not hold the dictionary that its index describes: {error}") from error
 

@@ -16,6 +16,7 @@ from torch import nn
 from ...acts import Dictionary
 from ...model import Model
 from ..coders import SparseCoder
+from ..cross_layer import CrossLayer
 from .check import SAMPLE, fvu
 from .found import Found
 from .gains import folded, gain
@@ -55,8 +56,9 @@ def load(
     """
     source = where if isinstance(where, Source) else Source.at(where)
     places = _placed(source, _found(source), model, site, reads)
-    widths = partial(_fitted, model=model, device=device, dtype=dtype, source=source)
-    shelf = Shelf({place.name: partial(widths, place) for place in places})
+    names = {named(place.found.writes).site: place.name for place in places if place.found.writes}
+    fitted = partial(_fitted, model=model, device=device, dtype=dtype, source=source, names=names)
+    shelf = Shelf({place.name: partial(fitted, place) for place in places})
     if lazy:
         return shelf
     dictionaries = dict(shelf)
@@ -148,6 +150,7 @@ def _fitted(
     device: str | torch.device | None,
     dtype: torch.dtype | None,
     source: Source,
+    names: Mapping[str, str],
 ) -> Dictionary:
     """Reads a dictionary and puts it at its place. Raises ValueError where it does not fit."""
     try:
@@ -157,26 +160,35 @@ def _fitted(
         if path in str(error) or any(file in str(error) for file in source.files):
             raise
         raise ValueError(f"{path} cannot be read: {error}") from error
-    reads = place.reads if place.reads != place.writes else None
     if isinstance(coder, nn.Module):
         bad = [name for name, weight in coder.state_dict().items() if not weight.isfinite().all()]
         if bad:
             raise ValueError(f"{_path(source, place.found)} cannot be read: {', '.join(bad)} is not finite.")
-    if isinstance(coder, SparseCoder):
-        if "format" in coder.meta:  # not our own, whose meta is the user's
-            coder.meta = {"source": _path(source, place.found), "dtype": _dtype(coder), **coder.meta}
-        coder.site = None if place.writes is None else place.writes.site
-        coder.reads = reads.site if reads else None
-        read = place.reads or place.writes
-        if model is not None and read is not None:
-            assert place.writes is not None
-            _check_width(model, coder.d_in, read.site, "reads", source, place)
-            _check_width(model, coder.d_out, place.writes.site, "writes", source, place)
-            if read.before_gain:
-                coder = folded(coder, gain(model, model.site(read.site)))
-        elif read is not None and read.before_gain:
-            coder.meta["before_gain"] = True
+    if isinstance(coder, CrossLayer):
+        later = {names.get(site, site): outlet.W_dec for site, outlet in coder.later.items()}
+        coder = CrossLayer(_bound(coder.own, place, model, source), later)
+    elif isinstance(coder, SparseCoder):
+        coder = _bound(coder, place, model, source)
     return coder.to(device=device, dtype=dtype) if isinstance(coder, nn.Module) else coder
+
+
+def _bound(coder: SparseCoder, place: Place, model: Model | None, source: Source) -> SparseCoder:
+    """The same, told its place, and reading behind a gain what it was trained to read before it."""
+    writes, reads = place.writes, place.reads
+    if "format" in coder.meta:  # not our own, whose meta is the user's
+        coder.meta = {"source": _path(source, place.found), "dtype": _dtype(coder), **coder.meta}
+    coder.site = None if writes is None else writes.site
+    coder.reads = None if reads is None or reads == writes else reads.site
+    if writes is None:
+        return coder
+    read = reads or writes
+    if model is not None:
+        _check_width(model, coder.d_in, read.site, "reads", source, place)
+        _check_width(model, coder.d_out, writes.site, "writes", source, place)
+        return folded(coder, gain(model, model.site(read.site))) if read.before_gain else coder
+    if read.before_gain:
+        coder.meta["before_gain"] = True
+    return coder
 
 
 def _check_width(model: Model, width: int, site: str, verb: str, source: Source, place: Place) -> None:

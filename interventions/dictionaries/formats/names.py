@@ -106,21 +106,21 @@ def _lens(hook: str) -> tuple[int, str] | None:
 
 def _path(hook: str, model: Model) -> tuple[str, Side] | None:
     """The module, and its side, that a path names; the path may leave out its beginning."""
-    sides: dict[str, Side] = {".output": "out", ".input": "in", ".in": "in", ".out": "out"}
-    readings: list[tuple[str, Side]] = []
-    readings.append((hook, "out"))
-    readings += [(hook.removesuffix(end), side) for end, side in sides.items() if hook.endswith(end)]
+    ends: dict[str, Side] = {"": "out", ".output": "out", ".input": "in", ".in": "in", ".out": "out"}
+    readings: list[tuple[str, Side]] = [
+        (hook.removesuffix(end), side) for end, side in ends.items() if hook.endswith(end)
+    ]
     modules = [name for name, _ in model.module.named_modules()]
     for path, side in readings:
         if path in modules:
             return path, side
-        ends = [name for name in modules if name.endswith(f".{path}")]
-        # of equals the one that is inside nothing of the others' names: the text model's own, by its blocks
-        ends = [name for name in ends if name.startswith(f"{model.layout.blocks}.")] or ends
-        if len(ends) == 1:
-            return ends[0], side
-        if ends:
-            raise LookupError(f"{hook!r} may be {' or '.join(ends)}; say which by site= or reads=.")
+        longer = [name for name in modules if name.endswith(f".{path}")]
+        # a model with vision or a decoder beside has the same path elsewhere: what is meant is in our blocks
+        longer = [name for name in longer if name.startswith(f"{model.layout.blocks}.")] or longer
+        if len(longer) == 1:
+            return longer[0], side
+        if longer:
+            raise LookupError(f"{hook!r} may be {' or '.join(longer)}; say which by site= or reads=.")
     return None
 
 

@@ -7,14 +7,25 @@ from functools import partial
 
 from .. import files
 from ..coders import SparseCoder
+from ..cross_layer import CrossLayer
 from .found import Found
 from .source import Source
+
+_OURS = re.compile(r"[^/]+-[0-9a-f]{12}\.safetensors")
 
 
 def find(source: Source) -> list[Found]:
     """The dictionaries in every folder whose index is ours. Raises ValueError for a damaged index."""
     found = []
-    for folder in source.folders("index.json"):
+    indexed = source.folders("index.json")
+    for file in source.files:
+        folder, _, name = file.rpartition("/")
+        if _OURS.fullmatch(name) and folder not in indexed:
+            raise ValueError(
+                f"{source.within(folder).name}/index.json cannot be read: there is none beside {name}, and "
+                "it says what that file holds. Pass the folder that has both."
+            )
+    for folder in indexed:
         inside = source.within(folder)
         if not _ours(inside):
             continue
@@ -25,7 +36,7 @@ def find(source: Source) -> list[Found]:
 
 
 def _ours(source: Source) -> bool:
-    if any(re.fullmatch(r"[^/]*-[0-9a-f]{12}\.safetensors", file) for file in source.files):
+    if any(_OURS.fullmatch(file) for file in source.files):
         return True
     try:
         return source.json("index.json").get("format") == files.FORMAT
@@ -33,5 +44,5 @@ def _ours(source: Source) -> bool:
         return False
 
 
-def _read(source: Source, name: str, entry: dict) -> SparseCoder:
+def _read(source: Source, name: str, entry: dict) -> SparseCoder | CrossLayer:
     return files.read(source.path(entry["file"]), name, entry)
