@@ -213,13 +213,18 @@ def _patched_alone(
     for start in range(0, len(places), suffix.copies):
         some = places[start : start + suffix.copies]
         points = left.repeat(suffix.copies, 1, 1).unflatten(0, (suffix.copies, batch))
-        for point, (at, feature) in zip(points, some, strict=False):
+        later = {site: points.new_zeros(*points.shape[:-1], site.width) for site in splice.later}
+        for copy, (at, feature) in enumerate(some):
             if feature is None:
-                point[:, at] += nodes.error_delta[:, at]
-            else:
-                here = (pos == at) & (nodes.feature == feature)
-                point[row[here], at] += nodes.delta[here, None] * splice.decoder_rows(nodes.feature[here])
-        change = suffix.measured(metric, splice.site, points.flatten(0, 1))
+                points[copy, :, at] += nodes.error_delta[:, at]
+                continue
+            here = (pos == at) & (nodes.feature == feature)
+            listed, delta = nodes.feature[here], nodes.delta[here, None]
+            points[copy, row[here], at] += delta * splice.decoder_rows(listed)
+            for site, writes in splice.later.items():
+                later[site][copy, row[here], at] += delta * writes.decoder_rows(listed)
+        added = {site: x.flatten(0, 1) for site, x in later.items()}
+        change = suffix.measured(metric, splice.site, points.flatten(0, 1), added)
         change = change.unflatten(0, (suffix.copies, batch)) - moved.clean
         for by_row, (at, feature) in zip(change, some, strict=False):
             if feature is None:

@@ -93,9 +93,13 @@ class Change:
     error_delta: Float[Tensor, "batch pos d_model"]
     total: Float[Tensor, "batch pos d_model"]  # of the whole site: decoded features and error
 
-    def effects(self, splice: Splice, gradient: Float[Tensor, "batch pos d_model"]) -> SiteEffects:
-        """The effects of the site's nodes, given the gradient of the metric at the site."""
-        slope = splice.projected(gradient.flatten(0, 1), self.token, self.feature)
+    def effects(
+        self, splice: Splice, gradients: Mapping[Site, Float[Tensor, "batch pos d_model"]]
+    ) -> SiteEffects:
+        """The effects of the site's nodes, given the gradients of the metric at the sites that they write."""
+        gradient = gradients[splice.site]
+        written = {site: gradients[site].flatten(0, 1) for site in (splice.site, *splice.later)}
+        slope = splice.slopes(written, self.token, self.feature)
         return SiteEffects(
             gradient, self.token, self.feature, self.active, self.delta, self.delta * slope,
             self.error_delta, (gradient * self.error_delta).sum(-1), splice.n_features,
@@ -122,7 +126,7 @@ class Changes:
         """
         check_finite("gradient of the metric", gradients)
         with torch.no_grad():
-            sites = {s.name: change.effects(bound[s], gradients[s]) for s, change in self.sites.items()}
+            sites = {s.name: change.effects(bound[s], gradients) for s, change in self.sites.items()}
         patch = None if self.patch is None else self.patch.detach()
         return Effects(sites, self.clean.detach(), patch)
 
@@ -161,11 +165,12 @@ def changes(
     else:
         targets, patch = _patched_targets(model, batch, batch.patch, metric, bound)
     found: dict[Site, Change] = {}
+    features: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
-        left = _differentiable(splice, entered, left)
+        left = _differentiable(splice, entered, left, features)
         with torch.no_grad():
-            found[splice.site] = targets[splice.site].change(splice, entered, left)
+            found[splice.site] = targets[splice.site].change(splice, entered, left, found)
         return left.clone()  # a model that works in place must not touch what we differentiate by
 
     with splicing(model, bound, rewrite):
@@ -180,9 +185,10 @@ def gradients(
 ) -> dict[Site, Float[Tensor, "batch pos d_model"]]:
     """The total gradient of the metric at every site on the clean prompts: one pass forward, one back."""
     left: dict[Site, Tensor] = {}
+    features: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, x: Tensor) -> Tensor:
-        left[splice.site] = _differentiable(splice, entered, x)
+        left[splice.site] = _differentiable(splice, entered, x, features)
         return left[splice.site].clone()
 
     with splicing(model, bound, rewrite):
@@ -194,10 +200,14 @@ def _gradients(metric: Tensor, left: Mapping[Site, Tensor]) -> dict[Site, Tensor
     return dict(zip(left, found, strict=True))
 
 
-def _differentiable(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
-    """What the model computed, with the gradient that the splice gives it."""
+def _differentiable(splice: Splice, entered: Tensor, left: Tensor, features: dict[Site, Tensor]) -> Tensor:
+    """What the model computed, with the gradient that the splice gives it.
+
+    Transcoders leave their features in `features`, for the later sites that these write.
+    """
     if splice.transcodes:
-        through = splice.prediction(splice.dictionary.encode(entered), entered)
+        features[splice.site] = splice.dictionary.encode(entered)
+        through = splice.prediction(features[splice.site], entered) + splice.received(features)
         left = left.detach() + (through - through.detach())
     if splice.site.side == "in":
         left = left.view_as(left)  # what enters one module may enter others too, which is none of ours
@@ -220,16 +230,20 @@ class _Target:
         listed = splice.listed(splice.dictionary.encode(entered).flatten(0, 1))
         return cls(*listed, left.clone() if skip is None else left - skip)
 
-    def change(self, splice: Splice, entered: Tensor, left: Tensor) -> Change:
-        """How far the nodes are from here, which is clean.
+    def change(self, splice: Splice, entered: Tensor, left: Tensor, before: Mapping[Site, Change]) -> Change:
+        """How far the nodes are from here, which is clean; `before` are the changes of earlier sites.
 
-        What the error moves by is what the site moves by, less what its features move by: no dense decoding.
+        What the error moves by is what the site moves by, less what features move it by: no dense decoding.
         """
         clean = _Target.of(splice, entered, left)
         key, active, delta = _difference(clean, self)
         token, feature = key // splice.n_features, key % splice.n_features
         total = self.flow - clean.flow
-        decoded = splice.combined(token, feature, delta, total.shape[:-1].numel())
+        n_tokens = total.shape[:-1].numel()
+        decoded = splice.combined(token, feature, delta, n_tokens)
+        for up in splice.earlier:
+            c = before[up.site]
+            decoded = decoded + up.later[splice.site].combined(c.token, c.feature, c.delta, n_tokens)
         return Change(left, token, feature, active, delta, total - decoded.view_as(total), total)
 
 
@@ -255,6 +269,8 @@ def _fixed_target(
         acts = Acts(zero.expand(splice.n_features), zero.expand(splice.site.width))
     elif splice.site.name in reference:
         acts = reference[splice.site.name]
+        received = splice.received({up.site: reference[up.site.name].features for up in splice.earlier})
+        acts = Acts(acts.features, acts.error + received)
     else:
         raise ValueError(
             f"The reference has no activations for {splice.site}; it has {', '.join(reference)}."

@@ -7,7 +7,7 @@ same source share a slot: those of different examples, and of different tokens w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.acts import Identity
+from interventions.sites import Site
 from interventions.splice import Splice
 
-from .effects import SiteEffects
+from .effects import Effects, SiteEffects
 
 _SLOT_BUDGET = 2**22  # elements of one batch of cotangents
 _ROW_BUDGET = 2**24  # elements of the rows gathered at once
@@ -64,9 +65,10 @@ class Targets:
 
     @classmethod
     def of(
-        cls, splice: Splice, read: Tensor, effects: SiteEffects, kept: Kept, rows: range, pos: Tensor
+        cls, splice: Splice, read: Tensor, found: Effects, kept: Kept, rows: range, pos: Tensor
     ) -> Targets:
-        x, slope = read.detach().flatten(0, 1), effects.gradient.flatten(0, 1)
+        x, effects = read.detach().flatten(0, 1), found[splice.site.name]
+        slope = {site: found[site.name].gradient.flatten(0, 1) for site in (splice.site, *splice.later)}
         listed = effects.only(effects.active)
         row = kept.at(pos[listed.token], listed.feature)
         features = listed.only((row >= rows.start) & (row < rows.stop))
@@ -90,20 +92,22 @@ class Targets:
         return cls(token, kept.at(pos[token], feature) - rows.start, covectors)
 
 
-def _covectors(splice: Splice, x: Tensor, slope: Tensor, token: Tensor, feature: Tensor) -> Tensor:
+def _covectors(
+    splice: Splice, x: Tensor, slope: Mapping[Site, Tensor], token: Tensor, feature: Tensor
+) -> Tensor:
     """How the metric hangs on what is read, through each of these active features."""
-    rows = splice.encoder_rows(x[token], feature) * splice.projected(slope, token, feature)[:, None]
+    rows = splice.encoder_rows(x[token], feature) * splice.slopes(slope, token, feature)[:, None]
     return rows.to(x.dtype)
 
 
-def _error_covectors(splice: Splice, x: Tensor, slope: Tensor, listed: SiteEffects) -> Tensor:
+def _error_covectors(splice: Splice, x: Tensor, slope: Mapping[Site, Tensor], listed: SiteEffects) -> Tensor:
     """How the metric hangs on what is read through the error: all, less what features and skip carry."""
-    error = slope.to(x.dtype, copy=True)
+    error = slope[splice.site].to(x.dtype, copy=True)
     with torch.enable_grad():
         at = x.detach().requires_grad_()
         skip = splice.skip(at)
         if skip is not None:
-            error -= torch.autograd.grad(skip, at, slope.to(skip.dtype))[0]
+            error -= torch.autograd.grad(skip, at, slope[splice.site].to(skip.dtype))[0]
     for some in torch.arange(len(listed.token), device=x.device).split(max(1, _ROW_BUDGET // x.shape[-1])):
         token = listed.token[some]
         error.index_add_(0, token, -_covectors(splice, x, slope, token, listed.feature[some]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -28,13 +29,22 @@ class Suffix:
         self._record = model.record(batch.clean) if model.resumes else None
 
     def measured(
-        self, metric: Metric, site: Site, values: Float[Tensor, "copies*batch pos d_model"]
+        self,
+        metric: Metric,
+        site: Site,
+        values: Float[Tensor, "copies*batch pos d_model"],
+        added: Mapping[Site, Float[Tensor, "copies*batch pos d_model"]] | None = None,
     ) -> Float[Tensor, " copies*batch"]:
-        """The metric with `values` flowing on from `site`."""
+        """The metric with `values` flowing on from `site`, and more `added` at later sites."""
+        added = added or {}
+
+        def visit(at: Site, x: Tensor) -> Tensor:
+            return values if at == site else x + added[at]
+
         resuming = nullcontext()
         if self._record is not None:
             resuming = self.model.resuming(self._record, block=_first(self.model, site), repeat=self.copies)
-        with resuming, self.model.visiting([site], lambda _site, _x: values):
+        with resuming, self.model.visiting([site, *added], visit):
             return measured(self.model, self.batch.clean, metric, self.batch)
 
 

@@ -68,14 +68,15 @@ class _Source:
         )  # fmt: skip
 
     def scores(
-        self, covector: Float[Tensor, "token slot d_model"]
+        self, covector: Float[Tensor, "token slot d_model"], at: Site
     ) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, "t m"], Float[Tensor, "t slot m"]]]:
-        """Tokens, columns of their sources (-1 for none), and each covector times each source."""
+        """Tokens, columns of their sources (-1 for none), and each covector times what each writes `at`."""
         n_tokens, n_slots, width = covector.shape
+        decoder = self.splice.decoder(at)
         for some, entry, inside in padded(self.token, n_tokens, max(width, n_slots)):
-            scores = self.splice.readout(covector[some], self.feature[entry]) * self.delta[entry][:, None]
+            scores = decoder.readout(covector[some], self.feature[entry]) * self.delta[entry][:, None]
             yield some, torch.where(inside, self.column[entry], -1), scores
-        if bool((self.error_column >= 0).any()):
+        if at == self.splice.site and bool((self.error_column >= 0).any()):
             scores = torch.einsum("tsd,td->ts", covector, self.error_delta.to(covector.dtype))[..., None]
             yield torch.arange(n_tokens, device=covector.device), self.error_column[:, None], scores
 
@@ -106,33 +107,37 @@ class Edges:
         cut = _CutPass.of(model, batch, metric, bound)
         example = torch.arange(n_batch, device=model.device).repeat_interleave(n_pos)
         pos = torch.arange(n_pos, device=model.device).repeat(n_batch)
-        sources = {
-            site: _Source.of(splice, effects[site.name], self.kept[site.name], pos)
-            for site, splice in bound.items()
-            if len(self.kept[site.name])
-        }
+        sources: dict[Site, list[_Source]] = {site: [] for site in bound}  # by the site that they write
+        for site, splice in bound.items():
+            if len(self.kept[site.name]):
+                source = _Source.of(splice, effects[site.name], self.kept[site.name], pos)
+                for written in (site, *splice.later):
+                    sources[written].append(source)
+        sources = {site: writing for site, writing in sources.items() if writing}
         for site, splice in bound.items():
             rows, read = self.targets[site.name], cut.reads[site]
             if not rows or not read.requires_grad:
                 continue
             kept = self.kept[site.name]
-            targets = Targets.of(splice, read, effects[site.name], kept, rows, pos)
+            targets = Targets.of(splice, read, effects, kept, rows, pos)
             found = _Blocks(n_batch, len(rows))
             upstream = [up for up in sources if up < site]
             leaves = [cut.leaves[up] for up in upstream]
             for cotangent, row in slots(targets, read, leaves, example):
                 for up, covector in zip(upstream, pulled(read, leaves, cotangent), strict=True):
                     if covector is not None:
-                        found.add(sources[up], covector.flatten(1, 2).transpose(0, 1), row, example)
+                        by_token = covector.flatten(1, 2).transpose(0, 1)
+                        for source in sources[up]:
+                            found.add(source, up, by_token, row, example)
             self._sum(found, site.name)
         if self.targets[OUTPUT]:
             found = _Blocks(n_batch, 1)
             leaves = [cut.leaves[up] for up in sources]
             reached = torch.autograd.grad(cut.metric.sum(), leaves, allow_unused=True)
-            for source, covector in zip(sources.values(), reached, strict=True):
-                if covector is not None:
-                    row = torch.zeros_like(example)[:, None]
-                    found.add(source, covector.flatten(0, 1)[:, None], row, example)
+            row = torch.zeros_like(example)[:, None]
+            for up, covector in zip(sources, reached, strict=True):
+                for source in sources[up] if covector is not None else ():
+                    found.add(source, up, covector.flatten(0, 1)[:, None], row, example)
             self._sum(found, OUTPUT)
         self.examples += n_batch
 
@@ -227,6 +232,7 @@ class _Blocks:
     def add(
         self,
         source: _Source,
+        at: Site,
         covector: Float[Tensor, "token slot d_model"],
         row: Int[Tensor, "token slot"],
         example: Int[Tensor, " token"],
@@ -236,7 +242,7 @@ class _Blocks:
         if name not in self.blocks:
             self.blocks[name] = covector.new_zeros(n_batch, n_rows, source.n_rows)
         flat = self.blocks[name].view(-1)
-        for some, column, scores in source.scores(covector):
+        for some, column, scores in source.scores(covector, at):
             inside = (row[some] >= 0)[:, :, None] & (column >= 0)[:, None, :]
             line = example[some][:, None] * n_rows + row[some]
             index = line[:, :, None] * source.n_rows + column[:, None, :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -37,13 +37,8 @@ class Transcoder(Dictionary, Protocol):
 
 
 @runtime_checkable
-class Rows(Protocol):
-    """Fast access to single features; what a dictionary lacks of it is worked out by autograd."""
-
-    def encoder_rows(self, x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-        """Row i is the gradient of feature `index[i]`, which is active, with respect to its input at
-        `x[i]`."""
-        ...
+class Decoder(Protocol):
+    """Fast access to what single features write."""
 
     def readout(
         self, covector: Float[Tensor, "token slot d_out"], index: Int[Tensor, "token n"]
@@ -62,6 +57,36 @@ class Rows(Protocol):
     ) -> Float[Tensor, "token d_out"]:
         """For each token, the decoder rows of its features, weighted and summed; tokens ascend."""
         ...
+
+
+@runtime_checkable
+class Rows(Decoder, Protocol):
+    """Fast access to single features; what a dictionary lacks of it is worked out by autograd."""
+
+    def encoder_rows(self, x: Float[Tensor, "n d_in"], index: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+        """Row i is the gradient of feature `index[i]`, which is active, with respect to its input at
+        `x[i]`."""
+        ...
+
+
+class Writes(Decoder, Protocol):
+    """What features of one site write at a later one."""
+
+    def decode(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch d_out"]:
+        """Linear: no bias, which is the later site's own."""
+        ...
+
+    def decoder_rows(self, index: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_out"]: ...
+
+
+@runtime_checkable
+class CrossLayer(Transcoder, Protocol):
+    """A transcoder whose features also write at later sites, each of which has one of the same set.
+
+    `later` maps the names of those sites to what is written there.
+    """
+
+    later: Mapping[str, Writes]
 
 
 class Identity:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .acts import Acts, Dictionary, Identity, Rows, Transcoder
+from .acts import Acts, CrossLayer, Dictionary, Identity, Rows, Transcoder, Writes
 from .dictionaries.coders import SparseCoder
 from .edits import Intervention
 from .model import Model
@@ -33,6 +33,8 @@ class Splice:
     n_features: int
     device: torch.device
     dtype: torch.dtype
+    later: Mapping[Site, Writes] = field(default_factory=dict)  # where else its features write
+    earlier: tuple[Splice, ...] = ()  # those whose features write here too
 
     @property
     def transcodes(self) -> bool:
@@ -48,10 +50,25 @@ class Splice:
         decoded = self.dictionary.decode(features)
         return decoded if skip is None else decoded + skip
 
-    def acts(self, entered: Tensor, left: Tensor) -> Acts:
-        """Features and error of what the model computed: it read `entered` and wrote `left`."""
-        features = self.dictionary.encode(entered)
-        return Acts(features, left - self.prediction(features, entered))
+    def received(self, features: Mapping[Site, Tensor]) -> Tensor | float:
+        """What the features of earlier sites write here."""
+        return sum(up.later[self.site].decode(features[up.site]) for up in self.earlier)
+
+    def slopes(
+        self,
+        gradients: Mapping[Site, Float[Tensor, "token d_out"]],
+        token: Int[Tensor, " n"],
+        feature: Int[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """The gradients to features, given those to the sites that they write; tokens ascend."""
+        slope = self.projected(gradients[self.site], token, feature)
+        for site, writes in self.later.items():
+            slope = slope + writes.projected(gradients[site], token, feature)
+        return slope
+
+    def decoder(self, at: Site) -> Splice | Writes:
+        """What its features write at one of their sites."""
+        return self if at == self.site else self.later[at]
 
     def listed(
         self, features: Float[Tensor, "token feature"]
@@ -129,8 +146,32 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
         if read > site:
             raise ValueError(f"The dictionary at {site} reads {read}, which the model computes only later.")
         n_features = _checked_features(model, site, read, dictionary)
-        bound[site] = Splice(site, read, dictionary, n_features, model.device, model.dtype)
+        later = _later(model, site, dictionary)
+        bound[site] = Splice(site, read, dictionary, n_features, model.device, model.dtype, later)
+    for site, splice in sorted(bound.items()):
+        if missing := [str(other) for other in splice.later if other not in bound]:
+            raise ValueError(
+                f"The features at {site} also write at {', '.join(missing)}: pass the dictionaries there too."
+            )
+        bound[site] = replace(
+            splice, earlier=tuple(up for up in bound.values() if site in up.later and up.site < site)
+        )
     return dict(sorted(bound.items()))
+
+
+def _later(model: Model, site: Site, dictionary: Dictionary) -> dict[Site, Writes]:
+    if not isinstance(dictionary, CrossLayer):
+        return {}
+    later = {model.site(name): writes for name, writes in dictionary.later.items()}
+    for other, writes in later.items():
+        width = writes.decoder_rows(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1]
+        if other <= site or width != other.width:
+            raise ValueError(
+                f"The features at {site} write width {width} at {other}, which has width {other.width}."
+                if other > site
+                else f"The features at {site} cannot write at {other}, which comes before."
+            )
+    return later
 
 
 def _by_site(model: Model, dictionaries: Dictionaries) -> dict[Site, Dictionary]:
@@ -141,14 +182,9 @@ def _by_site(model: Model, dictionaries: Dictionaries) -> dict[Site, Dictionary]
 
 def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictionary) -> int:
     """How many features a dictionary has: as it says, or found by handing it one row of its site's width."""
-    if isinstance(dictionary, SparseCoder):
-        if dictionary.W_dec.device != model.device:
-            raise ValueError(
-                f"The dictionary at {site} is on {dictionary.W_dec.device} and the model on {model.device}; "
-                "move it there with .to(model.device)."
-            )
-        if (dictionary.d_in, dictionary.d_out) == (read.width, site.width):
-            return dictionary.n_features
+    fits = (read.width, site.width)
+    if isinstance(dictionary, SparseCoder) and (dictionary.d_in, dictionary.d_out) == fits:
+        return dictionary.n_features
     row = torch.zeros(1, read.width, device=model.device, dtype=model.dtype)
     try:
         features = dictionary.encode(row)
@@ -241,10 +277,12 @@ def run(
     """
     computed: dict[str, Acts] = {}
     used: dict[str, Acts] = {}
+    made_there: dict[Site, Tensor] = {}  # features, for those that they write to later
+    used_there: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
         features = splice.dictionary.encode(entered)
-        prediction = splice.prediction(features, entered)
+        prediction = splice.prediction(features, entered) + splice.received(made_there)
         error = left - prediction
         through = left
         if splice.transcodes:
@@ -253,9 +291,10 @@ def run(
         changed = _changed(splice.site, made, interventions)
         acts = changed.as_leaves()
         computed[splice.site.name], used[splice.site.name] = made, acts
-        if changed is made and not torch.is_grad_enabled():
+        made_there[splice.site], used_there[splice.site] = features, acts.features
+        if changed is made and not splice.earlier and not torch.is_grad_enabled():
             return left
-        out = splice.dictionary.decode(acts.features) + acts.error
+        out = splice.dictionary.decode(acts.features) + splice.received(used_there) + acts.error
         skip = splice.skip(entered)
         if skip is not None:
             out = out + (skip if cut else skip.detach())
@@ -276,14 +315,22 @@ def applied(
     The error of a dictionary is taken from the unchanged activations and kept. Sites without a dictionary are
     changed in the neuron basis. Gradients flow through the changed activations.
     """
-    changed = {str(site) for intervention in interventions for site in intervention.sites}
     every = _with_neurons(model, dictionaries or {}, interventions)
-    bound = splices(model, {site: d for site, d in every.items() if site.name in changed})
+    touched = {model.site(site) for intervention in interventions for site in intervention.sites}
+    touched |= {site for at in touched for site in _later(model, at, every[at])}
+    bound = splices(model, {site: d for site, d in every.items() if site in touched})
+    made: dict[Site, Tensor] = {}  # features, for those that they write to later
+    used: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
-        acts = splice.acts(entered, left)
+        features = splice.dictionary.encode(entered)
+        error = left - splice.prediction(features, entered) - splice.received(made)
+        acts = Acts(features, error)
         changed = _changed(splice.site, acts, interventions)
-        return left if changed is acts else splice.prediction(changed.features, entered) + changed.error
+        made[splice.site], used[splice.site] = features, changed.features
+        if changed is acts and all(made[up.site] is used[up.site] for up in splice.earlier):
+            return left
+        return splice.prediction(changed.features, entered) + splice.received(used) + changed.error
 
     with splicing(model, bound, rewrite):
         yield model

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from . import lookup
-from .activations import Activation, JumpReLU, ReLU, TopK
+from .activations import Activation, JumpReLU, ReLU
 from .normalisation import Normalise
 from .units import Units
 
@@ -50,12 +50,12 @@ class SparseCoder(nn.Module):
     predicts another (`site`), in part by a linear `skip` path if it has one (Dunefsky et al. 2024, arXiv
     2406.11944; Paulo et al. 2025, arXiv 2501.18823). `b_pre` and `W_skip` may be None, which means zero.
 
-    Most dictionaries do without `normalise`: n(x) = x, s = 1, m = 0. With it, n(x) = (x - m(x)) / s(x) token by
-    token, and features are multiplied by s(x) at once, so that decoder rows write in the units of the site;
-    `normalised` gives the features as published. Gated dictionaries are of the class too (`gated`).
+    Most dictionaries do without `normalise`: n(x) = x, s = 1, m = 0. With it, n(x) = (x - m(x)) / s(x) token
+    by token, and features are multiplied by s(x) at once, so that decoder rows write in the units of the
+    site; `normalised` gives the features as published. Gated dictionaries are of the class too (`gated`).
 
-    `prefixes` are the widths at which a Matryoshka dictionary may be cut (`prefix`). Weights are frozen. Inputs
-    are cast to their dtype, and moved to their device and back. `units` says how features compare.
+    `prefixes` are the widths at which a Matryoshka dictionary may be cut (`prefix`). Weights are frozen.
+    Inputs are cast to their dtype, and moved to their device and back. `units` says how features compare.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -352,7 +352,9 @@ class SparseCoder(nn.Module):
         Bussmann et al. 2025, arXiv 2503.17547. Raises ValueError for a width that is none of `prefixes`.
         """
         if n_features not in self.prefixes:
-            raise ValueError(f"{n_features} is none of the prefixes {list(self.prefixes)} of this dictionary.")
+            raise ValueError(
+                f"{n_features} is none of the prefixes {list(self.prefixes)} of this dictionary."
+            )
         index = torch.arange(n_features, device=self.W_enc.device)
         activation = self.activation if self.activation.selects else self.activation.selected(index)
         return self._only(index, activation)
@@ -391,7 +393,9 @@ class SparseCoder(nn.Module):
         shape = f"{self.d_in} -> {self.n_features} features" + (f" -> {self.d_out}" if transcodes else "")
         parts = [f"{'transcoder' if transcodes else 'SAE'} {shape}", repr(self.activation)]
         parts += [] if self.normalise is None else [repr(self.normalise)]
-        place = "" if self.site is None else f"{self.reads} -> {self.site}" if self.reads else f"at {self.site}"
+        place = (
+            "" if self.site is None else f"{self.reads} -> {self.site}" if self.reads else f"at {self.site}"
+        )
         last = ("with skip, " if place else "with skip") if self.W_skip is not None else ""
         return f"SparseCoder({', '.join(part for part in [*parts, last + place] if part)})"
 
