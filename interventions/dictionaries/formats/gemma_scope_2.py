@@ -46,7 +46,8 @@ def find(source: Source) -> list[Found]:
     """
     files = [file for file in source.files if PurePosixPath(file).name == WEIGHTS]
     if not files and len(source.files) == 1 and (file := source.files[0]).endswith(".safetensors"):
-        files = [file] if source.shapes(file).keys() >= {"w_enc", "w_dec"} else []
+        alone = not _LAYER.fullmatch(file) and source.shapes(file).keys() >= {"w_enc", "w_dec"}
+        files = [file] if alone else []
     joint = [file for file in files if innermost("^crosscoder", trail(source, file))]
     found = [_found(source, file) for file in files if file not in joint]
     layers: dict[str, dict[int, str]] = defaultdict(dict)
