@@ -119,7 +119,7 @@ def _list(
     for line in columns([head, *table], left=3):
         say(line)
     count = sum(getattr(dictionary, "n_features", 0) for dictionary in known.values())
-    say(f"\n{len(table)} dictionaries, {count:,} features")
+    say(f"\n{_counted(known)}, {count:,} features")
     if model is not None and any(tested[site].fvu > 1 for site in known):
         bad = ", ".join(site for site in known if tested[site].fvu > 1)
         say(f"An FVU above 1 is worse than the mean: are {bad} of this model, and at these sites?")
@@ -229,6 +229,10 @@ def _trained(source: str) -> dict[str, Any]:
     return {}
 
 
+def _counted(known: Mapping[str, Dictionary]) -> str:
+    return f"{len(known)} dictionar{'ies' if len(known) != 1 else 'y'}"
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in names))
 
@@ -268,7 +272,7 @@ def convert(
             folder.rmdir()
         made.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    say(f"Written to {folder}: {len(known)} dictionaries ({_listed(known)}), {size / 1e6:.1f} MB.")
+    say(f"Written to {folder}: {_counted(known)} ({_listed(known)}), {size / 1e6:.1f} MB.")
 
 
 # --- compare ------------------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ def compare(
     if not common:
         raise ValueError(f"They have no site in common: {'; '.join(_listed(known) for known in sets)}.")
     pairs = list(combinations(range(len(sets)), 2))
-    found = []
+    found, overlaps = [], {}
     for site in common:
         for left, right in pairs:
             one, other = sets[left][site], sets[right][site]
@@ -302,6 +306,8 @@ def compare(
                     f"At {site} there is a {type(one).__name__}; only a SparseCoder is compared."
                 )
             both = overlap(one, other, threshold=threshold)
+            names = [visible(Path(sources[side]).name) for side in (left, right)]
+            overlaps[site if len(sets) == 2 else f"{site}, {' ~ '.join(names)}"] = both
             found.append({"site": site, "left": left, "right": right, **_shares(both)})
     say("\n".join(_compared(sources, found)))
     if out is not None:
@@ -309,6 +315,10 @@ def compare(
         record = {"dictionaries": list(sources), "threshold": threshold, "pairs": found}
         write_json(target, record)
         say(f"\nWritten to {target}.")
+    if picture is not None:
+        from .geometry_plots import plot_overlap
+
+        say(f"Written to {plot_overlap(overlaps, picture)}.")
 
 
 def _shares(both: Any) -> dict[str, Any]:

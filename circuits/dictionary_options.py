@@ -25,11 +25,11 @@ _TRAIN = """examples:
   circuits dictionaries train --sites 'mlp_in.*->mlp.*' --skip --recipe batchtopk --k 8
   circuits dictionaries train --sites resid.1 --seeds 0,1,2 --recipe jumprelu --l0 16
 
-All sites and seeds are trained side by side on one stream of activations. A site is a name or a
-pattern; a transcoder is a pair READS->WRITES, in quotes, its stars standing for the same layer.
+All sites and seeds are trained side by side on one stream of activations. A site is a name or
+a pattern; a transcoder is a pair READS->WRITES, in quotes, its stars standing for the same layer.
 
-What is done is kept in OUT/checkpoint until the end: an interrupted run goes on where it stopped when
-the same command is given again."""
+What is done is kept in OUT/checkpoint until the end: an interrupted run goes on where it stopped
+when the same command is given again."""
 _INSPECT = """examples:
   circuits dictionaries inspect embedded
   circuits dictionaries inspect ./my-saes --model ./my-model         and whether they fit it
@@ -46,9 +46,9 @@ _COMPARE = """examples:
   circuits dictionaries compare ./small ./large --site resid.1 --out compared.json
   circuits dictionaries compare seed-0 seed-1 seed-2 --draw overlap.svg
 
-`shared` is the part of the features that have a partner in the other dictionary: pairs are matched one
-to one, and both the decoder and the encoder rows of a pair must have a cosine of at least --threshold.
-Beside it stands what dictionaries of random rows would share."""
+Features are matched one to one, by decoder rows and by encoder rows. Shared are those to which both
+matchings give the same partner, with both cosines above --threshold (Paulo and Belrose 2025).
+`by chance` is the mean cosine of matched random directions, to be held against `matched`."""
 
 Say = Callable[[str], None]
 
@@ -245,7 +245,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     _add_site(parser)
     parser.add_argument(
-        "--threshold", type=positive, default=0.7, metavar="X", help="least cosine to share (default: 0.7)"
+        "--threshold", type=positive, default=0.7, metavar="X", help="cosine to be shared (default: 0.7)"
     )
     parser.add_argument("--out", metavar="FILE", help="write the numbers, .json")
     parser.add_argument("--draw", metavar="FILE", help="write a picture: .svg, .png or .pdf")

@@ -27,6 +27,8 @@ from .record import Clock, interruptible, write_json
 from .text import rows
 
 _HELD_OUT = 32_768  # tokens at most
+_FILES = ("settings.json", "metrics.jsonl", "quality.json", "index.json")
+_OURS = re.compile(r"-[0-9a-f]{12}\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def train(
         say(f"\nTrained already: the dictionaries are in {folder}; --fresh trains them anew.")
     else:
         write_json(folder / "settings.json", {"train": record})
-        say(f"\nTraining {len(pairs) * len(homes)} dictionaries, {training.steps:,} steps ...")
+        count = len(pairs) * len(homes)
+        say(f"\nTraining {count} dictionar{'ies' if count > 1 else 'y'}, {training.steps:,} steps ...")
         with interruptible(f"The same command goes on from {folder / 'checkpoint'}."):
             found = _trained(model, text, pairs, widths, recipe, training, folder, progress)
         for seed, home in homes.items():
@@ -258,8 +261,13 @@ def _discard(folder: Path) -> None:
     if before is None:
         raise ValueError(f"{folder / 'settings.json'} is a file of something else: choose another folder.")
     _remove(folder / "checkpoint")
-    for name in ("settings.json", "metrics.jsonl", "quality.json"):
-        (folder / name).unlink(missing_ok=True)
+    homes = [folder, *(folder / f"seed-{seed}" for seed in before.get("seeds", ()))]
+    for home in homes:
+        ours = [path for path in home.glob("*.safetensors") if _OURS.search(path.name)]
+        for path in [home / name for name in _FILES] + ours:
+            path.unlink(missing_ok=True)
+        if home != folder and home.is_dir() and not any(home.iterdir()):
+            home.rmdir()
 
 
 def _remove(checkpoint: Path) -> None:
@@ -278,11 +286,12 @@ def _numbers(measured: Any) -> dict[str, Any]:
 
 
 def _said(pairs: Sequence[tuple[str, str]], widths: Mapping[str, int]) -> str:
-    names = (writes if reads == writes else f"{reads}->{writes}" for reads, writes in pairs)
-    stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=$|->)", ".*", visible(name)) for name in names))
+    names = [writes if reads == writes else f"{reads}->{writes}" for reads, writes in pairs]
+    stems = list(dict.fromkeys(re.sub(r"\.\d+(?=$|->)", ".*", visible(name)) for name in names))
     sizes = sorted(set(widths.values()))
     features = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    return f"at {len(pairs)} sites: {stems}; {features} features"
+    where = names[0] if len(names) == 1 else f"{len(names)} sites: {', '.join(stems)}"
+    return f"at {where}; {features} features"
 
 
 def _source(training: Training) -> str:

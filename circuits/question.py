@@ -178,7 +178,8 @@ def chosen(known: Mapping[str, Dictionary], wanted: Sequence[str] | None) -> dic
         if not any(fnmatchcase(name, pattern) for name in known):
             stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", name) for name in known))
             raise LookupError(f"No site matches {pattern!r}; there are {stems}.")
-    return {n: d for n, d in known.items() if not wanted or any(fnmatchcase(n, p) for p in wanted)}
+    # by name, for a lazy mapping reads what it is asked for
+    return {n: known[n] for n in known if not wanted or any(fnmatchcase(n, p) for p in wanted)}
 
 
 def _task(question: Question, model: Model | None) -> Task:

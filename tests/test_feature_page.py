@@ -130,7 +130,7 @@ def test_nearest_features_are_those_with_the_largest_cosines(coder, portrait):
 
 
 def test_a_feature_that_is_not_there_is_named(model, coder, text):
-    with pytest.raises(LookupError, match="No feature 256 at resid.1: there are 256, 0 to 255"):
+    with pytest.raises(LookupError, match=r"No feature 256 at resid\.1: there are 256, 0 to 255"):
         activity(model, coder, [3, 256], text, site="resid.1")
 
 
