@@ -195,7 +195,8 @@ class Lookup(nn.Module):
     `Model.load(world.module())` makes it a model like any other. Its sites `mlp_in.l` hold what layer l
     reads, `mlp.l` what it writes, and `embed` what the first layer reads. The residual stream is the sum of
     the embedding and all that is written. A token stands for each feature of the first layer, and is the
-    more likely to come next the more that feature fires; `text` draws from that.
+    more likely to come next the more that feature fires; `text` draws from that. Rows had better be long:
+    what stands first in a row has fewer samples to choose from.
 
     >>> module = Superposition(16, 32).module(1000)
     >>> tokens = module.text(rows=4, length=8)

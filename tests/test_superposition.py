@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,7 +200,7 @@ def test_the_assignment_is_the_best_of_all(shape, seed):
 
 
 def _text(n_features: int) -> torch.Tensor:
-    return torch.randint(n_features, (2048, 16), generator=RANDOM().manual_seed(0))
+    return torch.randint(n_features, (128, 256), generator=RANDOM().manual_seed(0))
 
 
 def _trained(recipe: Any, **options: Any) -> SparseCoder:
@@ -216,3 +218,55 @@ def test_every_architecture_finds_the_true_features(recipe):
     found = recovery(_trained(recipe), WORLD.features, *_drawn(WORLD, seed=1))
     assert found.cosine > 0.9
     assert found.f1 > 0.5
+
+
+def test_a_skip_path_carries_what_is_dense():
+    known = Superposition(32, 64, active=3.0, noise=0.2).map(linear=0.5)
+    model = Model.load(known.module(2**14))
+    (held,) = known.sample(4096, RANDOM().manual_seed(1))
+    fvu = {}
+    for skip in (False, True):
+        coder = train(
+            model, _text(64), [("mlp_in.0", "mlp.0")], n_features=64, recipe=recipes.TopK(3), steps=800,
+            batch_size=256, lr=3e-3, skip=skip,
+        )["mlp.0"]  # fmt: skip
+        error = held.y - coder(held.x)
+        fvu[skip] = (error.square().sum() / (held.y - held.y.mean(0)).square().sum()).item()
+    assert fvu[True] < 0.7 * fvu[False]
+
+
+# the script of docs/superposition.md
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs" / "examples")
+    return import_module("superposition")
+
+
+def test_measures_are_read_between_the_dictionaries_of_a_sweep(script):
+    def point(l0: float, fvu: float, seed: int = 0) -> Any:
+        return script.Point("TopK", "k", seed, fvu, l0, 0.0, 0.9, 0.8, 0.7, 1.0)
+
+    sweep = [point(4, 0.4), point(16, 0.1)]
+    assert script.at(sweep, 8, "fvu") == pytest.approx(0.2)
+    assert script.at(sweep, 8, "cosine") == pytest.approx(0.9)
+    assert script.at(sweep, 32, "fvu") is None
+    assert script.spread([0.1, 0.3]) == "0.200 ± 0.141" and script.spread([0.1, None]) == "-"
+    assert "| TopK | 0.400 | 0.200 | 0.100 | 0.900 | 0.800 | 0.700 |" in script.table(sweep)
+
+
+def test_the_script_trains_measures_and_draws(script, tmp_path, capsys):
+    options = {"seeds": 2, "samples": 2**12, "steps": 30, "batch_size": 64, "lr": 3e-3}
+    sweeps = {"TopK": [recipes.TopK(2), recipes.TopK(6)], "ReLU + L1": [recipes.L1(0.1), recipes.L1(0.3)]}
+    points = script.frontier(WORLD, sweeps, **options)
+    assert [p.seed for p in points] == [0] * 4 + [1] * 4
+    assert points[1].l0 == pytest.approx(6, rel=0.1) and points[1].fvu < points[0].fvu < 1
+    pairs = script.transcoders(WORLD, [2], linear=0.5, **options)
+    assert [p.architecture for p in pairs] == ["transcoder", "skip transcoder"] * 2
+    assert len(script.table([*points, *pairs]).splitlines()) == 6
+    assert capsys.readouterr().out.count("FVU") == 12
+    script.draw(points, tmp_path / "frontier.svg")
+    drawn = (tmp_path / "frontier.svg").read_bytes()
+    script.draw(points, tmp_path / "frontier.svg")
+    assert b"<svg" in drawn and drawn == (tmp_path / "frontier.svg").read_bytes()
