@@ -170,12 +170,13 @@ def _contexts(contexts: Sequence[Context], largest: float) -> str:
 
 
 def _span(token: str, value: float, largest: float, peak: bool) -> str:
-    text = _text(token) or "&#8203;"
+    space = " " if token[:1] == " " and len(token) > 1 else ""  # outside the mark, where lines may break
+    text = _text(token.removeprefix(space)) or "&#8203;"
     if not value:
-        return text
+        return space + text
     kinds = " ".join([*(["less"] if value < 0 else []), *(["peak"] if peak else [])])
     kinds = f' class="{kinds}"' if kinds else ""
-    return f'<s{kinds} style="--a:{abs(value) / (largest or 1):.2f}" title="{value:.3g}">{text}</s>'
+    return f'{space}<s{kinds} style="--a:{abs(value) / (largest or 1):.2f}" title="{value:.3g}">{text}</s>'
 
 
 def _tokens(changes: Sequence[tuple[str, float]], way: str) -> str:
