@@ -305,6 +305,27 @@ def test_fvu_is_the_unexplained_share_of_the_variance():
         fvu(model, {"resid.1": mean}, tokens[:, :2])
 
 
+def test_the_fvu_of_a_cross_layer_transcoder_counts_what_earlier_layers_write():
+    model, tokens = tiny("llama", torch.float32), torch.tensor([[3, 4, 5, 6, 7, 8]])
+    torch.manual_seed(0)
+    clt = CrossLayerTranscoder(
+        [(torch.randn(WIDTH, F), torch.randn(F), ReLU()) for _ in range(3)],
+        [torch.randn(F, 3 - i, WIDTH) * 0.01 for i in range(3)],
+        torch.zeros(3, WIDTH),
+        reads=[f"mlp_in.{i}" for i in range(3)],
+        writes=[f"mlp.{i}" for i in range(3)],
+    )
+    reads, writes = (
+        model.read(tokens, [f"{name}.{i}" for i in range(3)]).values() for name in ("mlp_in", "mlp")
+    )
+    found = fvu(model, clt.layers(), tokens)
+    for value, y, predicted in zip(found.values(), writes, clt(list(reads)), strict=True):
+        y, error = y[0, 1:], (y - predicted)[0, 1:]
+        assert value == pytest.approx(
+            (error.square().sum() / (y - y.mean(0)).square().sum()).item(), rel=1e-4
+        )
+
+
 # What is not read
 
 

@@ -73,6 +73,19 @@ def test_the_decoder_bias_is_subtracted_only_where_the_settings_say_so(tmp_path)
         assert torch.allclose(coder.encode(x), z.relu(), atol=1e-6)
 
 
+def test_the_name_of_a_module_counts_more_than_the_name_of_a_hook(tmp_path):
+    places = {"hook_name": "blocks.3.hook_mlp_in", "hook_name_out": "blocks.3.hook_mlp_out"}
+    places |= {"hf_hook_name": "model.layers.3.pre_feedforward_layernorm.output"}
+    cfg = CFG | {"architecture": "transcoder", "d_out": D, "metadata": places}
+    assert load(_write(tmp_path, cfg, _tensors()))["mlp.3"].reads == "mlp_in.3"
+
+
+def test_a_dictionary_of_a_model_with_centred_weights_is_warned_of(tmp_path):
+    told = CFG["metadata"] | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    with pytest.warns(UserWarning, match="center_writing_weights"):
+        load(_write(tmp_path, CFG | {"metadata": told}, _tensors()))
+
+
 def test_settings_of_before_version_6_are_understood(tmp_path):
     flat = {
         "hook_point": "blocks.0.attn.hook_z",

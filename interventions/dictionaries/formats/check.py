@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...acts import CrossLayer, Dictionary, Transcoder
 from ...model import Model
 
 SAMPLE = (
@@ -20,7 +21,7 @@ SAMPLE = (
 
 @torch.no_grad()
 def fvu(
-    model: Model, dictionaries: Mapping[str, object], text: str | Int[Tensor, "batch pos"] = SAMPLE
+    model: Model, dictionaries: Mapping[str, Dictionary], text: str | Int[Tensor, "batch pos"] = SAMPLE
 ) -> dict[str, float]:
     """The share of each site's variance on a text that its dictionary leaves unexplained, by site.
 
@@ -35,21 +36,27 @@ def fvu(
     >>> fvu(model, {"mlp.1": Identity()}, torch.tensor([[3, 1, 4, 1, 5]]))
     {'mlp.1': 0.0}
     """
-    from ...splice import run
-
-    computed = run(model, _tokens(model, text), dictionaries).computed  # type: ignore[arg-type]
+    tokens = _tokens(model, text)
+    places = {str(site): getattr(held, "reads", None) or str(site) for site, held in dictionaries.items()}
+    seen = {site.name: x for site, x in model.read(tokens, {*places, *places.values()}).items()}
+    crossing = {site: held for site, held in dictionaries.items() if isinstance(held, CrossLayer)}
+    features = {str(site): held.encode(seen[places[str(site)]]) for site, held in crossing.items()}
     out = {}
-    for site in dictionaries:
-        acts = computed[str(site)]
-        error = acts.error[:, 1:].flatten(0, 1).double()
-        out[str(site)] = error.square().sum().item() / _variance(model, _tokens(model, text), str(site))
+    for name, held in ((str(site), held) for site, held in dictionaries.items()):
+        x, y = seen[places[name]], seen[name]
+        predicted = held.decode(features[name] if name in features else held.encode(x))
+        skip = held.skip(x) if isinstance(held, Transcoder) else None
+        predicted = predicted if skip is None else predicted + skip
+        for site, earlier in crossing.items():
+            if name in earlier.later:
+                predicted = predicted + earlier.later[name].decode(features[str(site)])
+        out[name] = _unexplained(y[:, 1:].flatten(0, 1), predicted[:, 1:].flatten(0, 1))
     return out
 
 
-def _variance(model: Model, tokens: Tensor, site: str) -> float:
-    (x,) = model.read(tokens, [site]).values()
-    x = x[:, 1:].flatten(0, 1).double()
-    return (x - x.mean(0)).square().sum().item()
+def _unexplained(y: Float[Tensor, "token d_out"], predicted: Float[Tensor, "token d_out"]) -> float:
+    y = y.double()
+    return ((y - predicted.double()).square().sum() / (y - y.mean(0)).square().sum()).item()
 
 
 def _tokens(model: Model, text: str | Tensor) -> Tensor:

@@ -116,6 +116,12 @@ def _coder(cfg: dict[str, Any], tensors: dict[str, Tensor], source: Source) -> S
     architecture, told = cfg["architecture"], cfg["metadata"]
     d_in, width = cfg["d_in"], cfg["d_sae"]
     d_out = cfg.get("d_out", d_in) if architecture in TRANSCODERS else d_in
+    if (told.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
+        warnings.warn(
+            f"{source.name} was trained on a model whose residual stream has its mean subtracted "
+            "(center_writing_weights). Models are read here as they are: it sees a mean it was never shown.",
+            stacklevel=2,
+        )
     scaling = tensors.pop("scaling_factor", None)
     names = _names(architecture, tensors)
     needed(tensors, names)

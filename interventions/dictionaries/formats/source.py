@@ -41,6 +41,10 @@ class Disk:
         return str(self.root)
 
     def listed(self) -> list[str]:
+        return self._files
+
+    @cached_property
+    def _files(self) -> list[str]:
         if self.root.is_file():
             return [self.root.name]
         files = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
