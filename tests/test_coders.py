@@ -12,6 +12,7 @@ from interventions.acts import Rows, Transcoder
 from interventions.dictionaries import (
     Activation,
     BatchTopK,
+    GroupMax,
     JumpReLU,
     ReLU,
     SparseCoder,
@@ -25,7 +26,7 @@ D, F = 6, 20
 
 
 def _activations() -> list[Activation]:
-    return [ReLU(), JumpReLU(torch.linspace(0, 1, F)), TopK(4), BatchTopK(4, 0.5)]
+    return [ReLU(), JumpReLU(torch.linspace(0, 1, F)), TopK(4), BatchTopK(4, 0.5), GroupMax(4)]
 
 
 ACTIVATIONS = pytest.mark.parametrize("activation", _activations(), ids=lambda a: type(a).__name__)
@@ -71,7 +72,10 @@ def test_active_features_keep_their_pre_activation_and_exceed_the_cutoff(activat
     assert torch.equal(f, torch.where(f != 0, z, 0.0))
     assert (f >= 0).all()
     cutoff = activation.cutoff(torch.arange(F))
-    if cutoff is None:
+    if isinstance(activation, GroupMax):
+        groups = z.unflatten(-1, (4, 5))
+        assert torch.equal(f.unflatten(-1, (4, 5)).sum(-1), groups.amax(-1).relu())
+    elif cutoff is None:
         assert torch.equal(f.sort(-1).values[:, -4:], z.sort(-1).values[:, -4:].relu())
         assert ((f != 0).sum(-1) <= 4).all()
     else:

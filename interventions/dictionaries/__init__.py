@@ -1,21 +1,42 @@
 """Sparse dictionaries: autoencoders and transcoders, their files, their training, their quality."""
 
 from . import recipes
-from .activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
-from .coders import SparseCoder
+from .activations import (
+    AbsTopK,
+    Activation,
+    BatchTopK,
+    BatchwiseTopK,
+    GroupMax,
+    JumpReLU,
+    ReLU,
+    TopK,
+)
+from .coders import SparseCoder, SparseFeatures
+from .cross_layer import CrossLayer, CrossLayerTranscoder
 from .evaluation import Quality, quality, table
 from .files import save
 from .formats import export_saelens, export_sparsify, fvu, load
+from .normalisation import LayerNorm, RescaleNorm
 from .training import train
+from .units import Units
 
 __all__ = [
+    "AbsTopK",
     "Activation",
     "BatchTopK",
+    "BatchwiseTopK",
+    "CrossLayer",
+    "CrossLayerTranscoder",
+    "GroupMax",
     "JumpReLU",
+    "LayerNorm",
     "Quality",
     "ReLU",
+    "RescaleNorm",
     "SparseCoder",
+    "SparseFeatures",
     "TopK",
+    "Units",
     "export_saelens",
     "export_sparsify",
     "fvu",

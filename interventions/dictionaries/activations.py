@@ -215,6 +215,9 @@ class BatchTopK(Activation):
         one = factor.flatten()[0] if isinstance(factor, Tensor) else factor
         return BatchTopK(self.k, self.threshold * one)
 
+    def selected(self, index: Tensor) -> JumpReLU:
+        return JumpReLU(self.threshold.expand(len(index)))  # k of them per token there are no more
+
     def cutoff(self, index: Tensor) -> Tensor:
         return self.threshold
 
