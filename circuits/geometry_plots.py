@@ -200,18 +200,14 @@ def plot_stitching(found: Stitching, path: str | Path, *, title: str = "", width
         left.set_yscale("symlog", linthresh=max(linear, 1e-12))
         left.axhline(0, color="#bbbbbb", lw=0.7, zorder=0)
         left.axvline(found.threshold, color=FAINT, lw=0.7, ls=(0, (3, 2)))
-        left.set_xlabel("largest decoder cosine with the smaller one")
+        left.set_xlabel("largest decoder cosine\nwith a feature of the smaller one")
         left.set_ylabel("change of FVU when inserted")
         right.plot(found.inserted, found.fvu, marker="o", ms=2.8, lw=1.3, color=_COLORS[0])
         swapped = next((i for i, n in enumerate(found.removed) if n), len(found.removed))
         if 0 < swapped < len(found.inserted):
             right.axvline(found.inserted[swapped - 1], color=FAINT, lw=0.7, ls=(0, (3, 2)))
-            right.text(
-                0.98, 0.96, "left of the line: inserted;\nright: swapped",
-                transform=right.transAxes, ha="right", va="top", fontsize=7, color=FAINT,
-            )  # fmt: skip
         right.set_ylim(bottom=0)
-        right.set_xlabel("features of the larger dictionary")
+        right.set_xlabel("features of the larger one, inserted,\nfrom the dashed line on swapped in")
         right.set_ylabel("fraction of variance unexplained")
         return _finished(sheet, [left, right], path, kind, title)
 

@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from circuits.curves import plot_curve
 from circuits.drawing import draw
 from circuits.evaluation import Ablation
 from interventions.acts import Acts, Dictionary
-from interventions.dictionaries import SparseCoder, load, quality, recipes, save, table, train
+from interventions.dictionaries import SparseCoder, load, measures, quality, recipes, save, table, train
 from interventions.edits import Ablate
 from interventions.model import Model
 from interventions.splice import applied, run
@@ -84,32 +83,11 @@ def contexts(
     before: int = 16,
 ) -> dict[Node, list[str]]:
     """Where each feature is most active, one place for each row of text: its token in brackets."""
-    sites = sorted({node.site for node in nodes})
-    peaks: dict[Node, list[tuple[float, int, int]]] = {node: [] for node in nodes}
-    for first in range(0, len(text), 64):
-        read = model.read(text[first : first + 64], sites)
-        for site in sites:
-            mine = [node for node in nodes if node.site == site]
-            acts = dictionaries[site].encode(read[model.site(site)])[..., [node.feature for node in mine]]
-            values, places = acts.max(1)
-            for row in range(len(acts)):
-                for node, value, place in zip(mine, values[row].tolist(), places[row].tolist(), strict=True):
-                    peaks[node].append((value, first + row, place))
-    found = {}
-    for node, peak in peaks.items():
-        found[node] = []
-        for value, row, at in sorted(peak, reverse=True)[:most]:
-            if value > 0:
-                words = _pieces(model.tokenizer, text[row, max(0, at - before) : at + 3].tolist())
-                here = min(at, before)
-                found[node].append("".join([*words[:here], f"[{words[here]}]", *words[here + 1 :]]))
-    return found
-
-
-def _pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text; decoded alone, many tokens lose their space."""
-    grown = [tokenizer.decode(tokens[:n]) for n in range(len(tokens) + 1)]
-    return [longer[len(shorter) :].replace("\n", "⏎") for shorter, longer in pairwise(grown)]
+    settings: dict[str, Any] = {"n": most, "before": before, "after": 2, "batch_size": 64}
+    found = measures.contexts(model, dictionaries, text, by_site(nodes), **settings)
+    return {
+        node: [str(context).lstrip() for context in found[node.site, node.feature].contexts] for node in nodes
+    }
 
 
 def by_name(

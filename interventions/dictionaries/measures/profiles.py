@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..coders import SparseCoder
 from .prediction import Prediction, encoded, predictions
 from .text import token_rows
 
-_CHUNK = 2**25  # activations held at a time
+_BEFORE = 8  # tokens that tell what the next one adds: characters may be spread over several
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,12 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     there is no tokenizer."""
     if tokenizer is None:
         return tuple(f"<{i}>" for i in ids)
-    grown = [tokenizer.decode(list(ids[:n])) for n in range(len(ids) + 1)]
-    return tuple(longer[len(shorter) :] for shorter, longer in pairwise(grown))
+    found = []
+    for i in range(len(ids)):
+        first = max(0, i - _BEFORE)
+        known = len(tokenizer.decode(list(ids[first:i]))) if i else 0
+        found.append(tokenizer.decode(list(ids[first : i + 1]))[known:])
+    return tuple(found)
 
 
 def _chosen(
