@@ -121,7 +121,7 @@ def _entry(source: Source, entry: str, hooks: Hooks) -> SparseCoder:
     place, file = _elsewhere(source, entry)
     if file.endswith(".npz"):
         return gemma_scope.read(place, file)
-    if "w_enc" in place.shapes(file):
+    if place.path(file) and "w_enc" in place.shapes(file):
         return gemma_scope_2.read(place, file)
     return read(place, file, hooks)
 
