@@ -18,7 +18,7 @@ from .loading import load
 from .observation import arguments, observe, sample
 from .sites import Layout, Side, Site
 from .skipping import Record, passing, repeated, returning
-from .structure import discover, last_call, missing_layout, name_sites, place
+from .structure import discover, heads, last_call, missing_layout, name_sites, place
 from .tensors import hidden, map_tensors
 from .visits import Visit, visited
 
@@ -52,7 +52,8 @@ class Model:
         except ValueError as error:
             raise ValueError(missing_layout(module, seen, str(error))) from None
         self.sites: Mapping[str, Site] = MappingProxyType(name_sites(module, self.layout, seen))
-        self._placed = dict(self.sites)
+        self._named = dict(self.sites) | heads(module, self.layout, seen)
+        self._placed = dict(self._named)
         if set(self.sites) <= {"embed"}:
             why = "no block hands on a tensor (batch pos width), as sites must"
             raise ValueError(missing_layout(module, seen, why))
@@ -115,12 +116,15 @@ class Model:
     # Sites
 
     def site(self, name: str | Site) -> Site:
-        """The site of that name, among them those made by `at`. Raises LookupError where there is none."""
+        """The site of that name, `heads.N` and those made by `at` among them.
+
+        `heads.N` is what enters the output projection of an attention. Raises LookupError for other names.
+        """
         if isinstance(name, Site):
             return self._placed.setdefault(name.name, name)
         if name in self._placed:
             return self._placed[name]
-        raise LookupError(f"No site {name!r}; this model has {_ranges(self.sites)}.")
+        raise LookupError(f"No site {name!r}; this model has {_ranges(self._named)}.")
 
     def block_of(self, site: Site) -> int | None:
         """Index of the block that a site lies in; None for what lies before or after the blocks."""

@@ -94,6 +94,26 @@ def name_sites(module: nn.Module, layout: Layout, seen: Observation) -> dict[str
     return {site.name: site for site in sorted(site for site in found if site is not None)}
 
 
+def heads(module: nn.Module, layout: Layout, seen: Observation) -> dict[str, Site]:
+    """What enters the output projection of each attention: the concatenated heads, `heads.N`.
+
+    The projection is the module with a weight matrix that makes what the attention hands on.
+    """
+    found = {}
+    for i in range(len(list(module.get_submodule(layout.blocks).children()))):
+        path = f"{layout.blocks}.{i}.{layout.parts_of(i).get('attn_in', '')}"
+        call = None if path.endswith(".") else seen.once(module.get_submodule(path))
+        if call is None:
+            continue
+        last = _before_residual(call.module, call, seen) or call
+        for made in seen.inside(call.module, call):
+            if made.same(last) and any(p.ndim == 2 for p in made.module.parameters(recurse=False)):
+                site = place(module, str(_name(module, made.module)), "in", f"heads.{i}", seen)
+                found |= {} if site is None else {site.name: site}
+                break
+    return found
+
+
 def place(module: nn.Module, path: str, side: Side, name: str, seen: Observation) -> Site | None:
     """The site at a module, or None where no tensor (batch pos width) passes there exactly once."""
     try:
