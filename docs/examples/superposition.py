@@ -31,6 +31,7 @@ from tasks.superposition import SparseMap
 
 WORLD = Superposition(128, 256, active=8.0, zipf=0.7, noise=0.05)
 TARGETS = (4.0, 8.0, 16.0)
+PAIRS = ("transcoder", "skip transcoder")
 KS = (3, 4, 8, 16, 20)
 SWEEPS: dict[str, Sequence[Any]] = {
     "ReLU + L1": [recipes.L1(weight) for weight in (0.06, 0.12, 0.24, 0.4, 0.62)],
@@ -124,7 +125,7 @@ def transcoders(
         held = known.sample(2**13, torch.Generator().manual_seed(seed))[0]
         written = known.writes[0][0] + known.sources[0].features @ known.matrices[0]
         for k in ks:
-            for name, skip in (("transcoder", False), ("skip transcoder", True)):
+            for name, skip in zip(PAIRS, (False, True), strict=True):
                 start = time.perf_counter()
                 given = {"n_features": world.n_features, "seed": seed, "skip": skip, **options}
                 coder = train(model, tokens, [("mlp_in.0", "mlp.0")], recipe=recipes.TopK(k), **given)[
@@ -236,19 +237,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--only", nargs="+", help="architectures; all by default")
+    parser.add_argument("--only", nargs="+", help="train these; the rest is as in points.json")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    options = {"steps": args.steps, "batch_size": args.batch, "lr": args.lr}
+    options = {"steps": args.steps, "batch_size": args.batch, "lr": args.lr, "dead_after": 50}
+    kept = args.out / "points.json"
+    before = [Point(**point) for point in json.loads(kept.read_text())] if args.only else []
     sweeps = {name: sweep for name, sweep in SWEEPS.items() if not args.only or name in args.only}
-    points = frontier(WORLD, sweeps, seeds=args.seeds, **options)
-    print("\n" + table(points) + "\n", flush=True)
+    new = frontier(WORLD, sweeps, seeds=args.seeds, **options)
+    if not args.only or set(args.only) & set(PAIRS):
+        noisy = Superposition(**{**asdict(WORLD), "noise": 0.15})
+        new += transcoders(noisy, KS, seeds=args.seeds, linear=0.5, **options)
+    fresh = {point.architecture for point in new}
+    every = new + [point for point in before if point.architecture not in fresh]
+    write(kept, json.dumps([asdict(point) for point in every], indent=1).encode())
+    order = list(SWEEPS)
+    points = sorted((p for p in every if p.architecture in order), key=lambda p: order.index(p.architecture))
+    pairs = [point for point in every if point.architecture in PAIRS]
+    print("\n" + "\n\n".join(table(part) for part in (points, pairs) if part))
     draw(points, args.out / "frontier.svg")
-    noisy = Superposition(**{**asdict(WORLD), "noise": 0.15})
-    pairs = transcoders(noisy, KS, seeds=args.seeds, linear=0.5, **options)
-    print("\n" + table(pairs) + "\n", flush=True)
-    every = [asdict(point) for point in [*points, *pairs]]
-    write(args.out / "points.json", json.dumps(every, indent=1).encode())
 
 
 if __name__ == "__main__":
