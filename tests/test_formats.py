@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from families import module, tiny
 
+from circuits import embedded
 from interventions import Model
-from interventions.dictionaries import JumpReLU, ReLU, SparseCoder, fvu, load, save
+from interventions.dictionaries import JumpReLU, ReLU, SparseCoder, export_saelens, fvu, load, save
 from interventions.dictionaries.activations import GroupMax
 from interventions.dictionaries.cross_layer import CrossLayerTranscoder
 from interventions.dictionaries.formats.gains import folded, gain
@@ -324,6 +325,16 @@ def test_the_fvu_of_a_cross_layer_transcoder_counts_what_earlier_layers_write():
         assert value == pytest.approx(
             (error.square().sum() / (y - y.mean(0)).square().sum()).item(), rel=1e-4
         )
+
+
+def test_dictionaries_of_a_real_model_go_out_and_come_back_where_they_belong(tmp_path):
+    model, ours = embedded.model(), embedded.dictionaries()
+    export_saelens(ours, tmp_path, model_name="embedded")
+    back = load(tmp_path, model, check=False)  # its language is not English
+    tokens = torch.arange(1, 25).reshape(2, 12)
+    before, after = fvu(model, ours, tokens), fvu(model, back, tokens)
+    assert before.keys() == after.keys()
+    assert all(before[site] == pytest.approx(after[site], rel=1e-3) for site in before)
 
 
 # What is not read

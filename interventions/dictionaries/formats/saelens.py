@@ -46,6 +46,8 @@ _TOLD = (
     "neuronpedia_id", "sae_lens_version", "seqpos_slice", "exclude_special_tokens",
     "model_from_pretrained_kwargs", "training_architecture",
 )  # fmt: skip
+_ABOUT = {*_TOLD, "sae_lens_training_version", "model_class_name", "hook_head_index", "hook_layer",
+          "dataset_trust_remote_code"}  # fmt: skip
 
 
 def find(source: Source) -> list[Found]:
@@ -53,57 +55,64 @@ def find(source: Source) -> list[Found]:
     found = []
     for folder in source.folders(WEIGHTS):
         inside = source.within(folder)
-        if CONFIG not in inside.files or "hook_point_in" in (raw := inside.json(CONFIG)):
+        if CONFIG not in inside.files or "hook_point_in" in inside.json(CONFIG):
             continue
-        told = settings(raw)["metadata"]
+        cfg = _settings(inside)
+        told = cfg["metadata"]
         here, there = (told.get(f"hf_{name}") or told.get(name) for name in ("hook_name", "hook_name_out"))
-        if settings(raw)["architecture"] in TRANSCODERS:
+        if cfg["architecture"] in TRANSCODERS:
             found.append(Found(folder, partial(_read, inside), there, here))
         else:
             found.append(Found(folder, partial(_read, inside), here))
     return found
 
 
+def _settings(source: Source) -> dict[str, Any]:
+    try:
+        return settings(source.json(CONFIG))
+    except KeyError as error:
+        raise ValueError(f"{source.name}/{CONFIG} cannot be read: it lacks {error}.") from error
+
+
 def settings(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as version 6 has them."""
+    """The settings as version 6 has them. Raises KeyError where one is missing."""
     if "metadata" in raw:
-        return dict(raw)
+        told = {key: value for key, value in raw.items() if key in _ABOUT}
+        kept = {key: value for key, value in raw.items() if key not in _ABOUT}
+        return kept | {"architecture": raw["architecture"], "metadata": told | raw["metadata"]}
     named = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
              "activation_fn_str": "activation_fn"}  # fmt: skip
     cfg = {named.get(key, key): value for key, value in raw.items()}
     kwargs = cfg.get("activation_fn_kwargs") or {}
-    activation = cfg.get("activation_fn") or "relu"
-    if activation not in ("relu", "topk"):
-        raise ValueError(f"unknown activation {activation!r} under activation_fn; relu and topk are known")
-    if activation == "topk" or cfg.get("architecture") == "topk":
+    if cfg.get("activation_fn") == "topk" or cfg.get("architecture") == "topk":
         cfg["architecture"], cfg["k"] = "topk", kwargs.get("k", cfg.get("k"))
     cfg["architecture"] = cfg.get("architecture") or "standard"
     norm = cfg.get("normalize_activations") or "none"
     cfg["normalize_activations"] = "expected_average_only_in" if norm is True else norm
-    cfg.setdefault(
-        "d_sae", None if not cfg.get("expansion_factor") else cfg["d_in"] * cfg["expansion_factor"]
-    )
+    if cfg.get("expansion_factor"):
+        cfg.setdefault("d_sae", cfg["d_in"] * cfg["expansion_factor"])
     if "hook_z" in str(cfg.get("hook_name")):
         cfg.setdefault("reshape_activations", "hook_z")
     kept = {key: value for key, value in cfg.items() if key in _SETTINGS}
-    kept["metadata"] = {key: value for key, value in cfg.items() if key not in _SETTINGS}
-    return kept
+    return kept | {"metadata": {key: value for key, value in cfg.items() if key not in _SETTINGS}}
 
 
 def _read(source: Source) -> SparseCoder:
-    cfg = settings(source.json(CONFIG))
-    architecture, told = cfg.get("architecture"), cfg["metadata"]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"{source.name}/{CONFIG}: architecture {architecture!r} is not one linear encoder and one "
-            f"decoder with an activation between; known are {', '.join(sorted(ARCHITECTURES))}."
-        )
-    if told.get("hook_head_index") is not None:
-        raise ValueError(
-            f"{source.name}/{CONFIG}: it reads one head (hook_head_index {told['hook_head_index']}); "
-            "dictionaries read all that flows at a site."
-        )
+    cfg = _settings(source)
+    architecture, told = cfg["architecture"], cfg["metadata"]
     try:
+        if architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"architecture {architecture!r} is not one linear encoder and one decoder with an activation "
+                f"between; known are {', '.join(sorted(ARCHITECTURES))}"
+            )
+        if told.get("hook_head_index") is not None:
+            raise ValueError(
+                f"it reads one head (hook_head_index {told['hook_head_index']}), and dictionaries read all "
+                "that flows at a site"
+            )
+        if (activation := told.get("activation_fn") or "relu") not in ("relu", "topk"):
+            raise ValueError(f"unknown activation {activation!r}; relu and topk are known")
         known(cfg, _SETTINGS | _TRAINING, "settings")
         return _coder(cfg, source.tensors(WEIGHTS), source)
     except KeyError as error:
@@ -114,7 +123,7 @@ def _read(source: Source) -> SparseCoder:
 
 def _coder(cfg: dict[str, Any], tensors: dict[str, Tensor], source: Source) -> SparseCoder:
     architecture, told = cfg["architecture"], cfg["metadata"]
-    d_in, width = cfg["d_in"], cfg["d_sae"]
+    d_in, width = cfg["d_in"], cfg.get("d_sae")
     d_out = cfg.get("d_out", d_in) if architecture in TRANSCODERS else d_in
     if (told.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
         warnings.warn(
@@ -186,7 +195,7 @@ def _activation(architecture: str, cfg: Mapping[str, Any], tensors: Mapping[str,
     if "threshold" in tensors:
         return JumpReLU(exact(tensors["threshold"]).clamp(min=0))  # a ReLU comes first
     if "topk_threshold" in tensors:
-        return JumpReLU(tensors["topk_threshold"].float().clamp(min=0).expand(cfg["d_sae"]))
+        return JumpReLU(tensors["topk_threshold"].float().clamp(min=0).expand(tensors["W_enc"].shape[-1]))
     return ReLU()
 
 

@@ -10,8 +10,8 @@ opened.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from ..activations import AbsTopK, Activation, GroupMax, TopK
@@ -19,6 +19,7 @@ from ..coders import SparseCoder
 from .found import Found
 from .source import Source
 from .tensors import known, needed, shaped
+from .trail import trail
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _SETTINGS = {
@@ -35,17 +36,16 @@ def find(source: Source) -> list[Found]:
         inside = source.within(folder)
         if CONFIG not in inside.files:
             continue
-        place = _place(inside.name)
+        place = _place(trail(inside, WEIGHTS)[:-1])
         transcodes = place is not None and bool(inside.json(CONFIG).get("transcode"))
         reads = f"{place}.input" if transcodes else None
         found.append(Found(folder, partial(_read, inside), place and f"{place}.output", reads))
     return found
 
 
-def _place(name: str) -> str | None:
-    """The module that a folder is called after; None for a name that is no module's."""
-    parts = [part for part in PurePosixPath(name).parts if not re.fullmatch(r"seed\d+|best", part)]
-    last = parts[-1] if parts else ""
+def _place(folders: Sequence[str]) -> str | None:
+    """The module that the innermost folder is called after; None for a name that is no module's."""
+    last = next((name for name in reversed(folders) if not re.fullmatch(r"seed\d+|best", name)), "")
     module = re.fullmatch(r"(?:[A-Za-z_]\w*\.)*(?:layers?|h|blocks)\.\d+(?:\.\w+)*|embed\w*|wte", last)
     return last if module else None
 
