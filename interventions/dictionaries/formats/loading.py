@@ -209,7 +209,7 @@ def _warn(measured: Mapping[str, float]) -> None:
             warnings.warn(
                 f"The dictionary at {site} leaves {value:.2f} of the variance of a short English text "
                 "unexplained, more than the text's mean would. It may be of another site or model, or read a "
-                "tensor that is scaled or normalised otherwise; or the text is not of the model's kind. `fvu` "
-                "measures it on text of your own.",
+                "tensor that is scaled or normalised otherwise; or the text is not of the model's kind: "
+                "`fvu` measures it on text of your own.",
                 stacklevel=3,
             )
