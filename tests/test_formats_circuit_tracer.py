@@ -258,12 +258,15 @@ def test_a_cross_layer_transcoder_is_whole_or_refused(tmp_path):
     (tmp_path / "W_enc_1.safetensors").unlink()
     with pytest.raises(ValueError, match="every layer up to 2, and 1 is missing"):
         load(tmp_path)
-    _yaml(
-        tmp_path, SET | {"model_kind": "cross_layer_transcoder", "feature_input_hook": "ln2.hook_normalized"}
-    )
-    _clt(tmp_path, 3, 20, jump=False)
-    with pytest.raises(ValueError, match="before the gain of a norm"):
-        load(tmp_path)
+
+
+def test_layers_say_in_what_units_they_are_and_what_they_read(tmp_path):
+    _clt(tmp_path, 2, 20, jump=True)
+    early = {"model_kind": "cross_layer_transcoder", "feature_input_hook": "ln2.hook_normalized"}
+    _yaml(tmp_path, SET | early)
+    layer = load(tmp_path)["mlp.0"]
+    assert (layer.own.units.threshold, layer.meta["format"]) == ("stored", "circuit-tracer")
+    assert layer.meta["before_gain"] and layer.reads == "mlp_in.0"
 
 
 @pytest.mark.oracle

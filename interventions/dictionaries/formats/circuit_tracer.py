@@ -199,7 +199,8 @@ def _cross_layer(source: Source, hooks: Hooks, label: str) -> list[Found]:
         f"blocks.{{}}.{hook}" for hook in (hooks.writes or "hook_mlp_out", hooks.reads or "hook_resid_mid")
     ]
     writes, reads = ([place.format(layer) for layer in order] for place in places)
-    return cross_layers.found(partial(_layers, source, len(order)), writes, reads, source.name, label)
+    read = partial(_layers, source, len(order))
+    return cross_layers.found(read, writes, reads, kind="circuit-tracer", where=source.name, label=label)
 
 
 def _layers(source: Source, n_layers: int) -> Layers:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import Activation
+from ..cross_layer import CrossLayerTranscoder
+from ..units import Units
 from .found import Found
 from .names import named
 
@@ -42,22 +45,18 @@ class Layers:
 
 
 def found(
-    read: Callable[[], Layers], writes: Sequence[str], reads: Sequence[str], where: str, label: str = ""
+    read: Callable[[], Layers],
+    writes: Sequence[str],
+    reads: Sequence[str],
+    *,
+    kind: str,
+    where: str,
+    label: str = "",
 ) -> list[Found]:
     """One dictionary for each written hook. The files are read once, when the first of them is asked for."""
 
-    if early := next((hook for hook in reads if named(hook).before_gain), None):
-        raise ValueError(
-            f"{where} cannot be read: {early} is before the gain of a norm, which no module of a model "
-            "returns. A cross-layer transcoder must read after it."
-        )
-
     @cache
-    def layers() -> Mapping[str, Any]:
-        import torch
-
-        from ..cross_layer import CrossLayerTranscoder
-
+    def dictionaries() -> Mapping[str, Any]:
         held = read()
         try:
             transcoder = CrossLayerTranscoder(
@@ -67,13 +66,18 @@ def found(
                 W_skip=torch.stack(held.W_skip) if held.W_skip else None,
                 reads=[named(hook).site for hook in reads],
                 writes=[named(hook).site for hook in writes],
+                meta={"format": kind},
             )
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
-        return transcoder.layers()
+        layers = transcoder.layers()
+        for layer in layers.values():
+            stored = hasattr(layer.own.activation, "threshold")
+            layer.own.units = Units(threshold="stored" if stored else "none")
+        return layers
 
     def one(site: str) -> Any:
-        return layers()[site]
+        return dictionaries()[site]
 
     return [
         Found(label, partial(one, named(there).site), there, here)

@@ -114,7 +114,8 @@ def cross_layer(source: Source, files: Sequence[tuple[Source, str]], label: str 
         return held
 
     reads, writes = ([name.format(layer) for layer in range(len(files))] for name in (_MLP_IN, _MLP_OUT))
-    return cross_layers.found(layers, writes, reads, f"{source.name}/{label}".rstrip("/"), label)
+    where = f"{source.name}/{label}".rstrip("/")
+    return cross_layers.found(layers, writes, reads, kind="gemma scope 2", where=where, label=label)
 
 
 def _add(layers: Layers, layer: int, n_layers: int, held: Contents) -> None:
