@@ -90,6 +90,8 @@ def test_hooks_are_found_in_a_model_by_the_tensor_that_flows_there(family):
         ("blocks.1.hook_resid_post", "resid.1"),
         ("blocks.2.hook_resid_pre", "resid.1"),
         ("blocks.1.hook_mlp_out", "mlp.1"),
+        ("blocks.1.attn.hook_z", "heads.1"),
+        (f"{model.site('heads.1').path}.input", "heads.1"),
         (f"{blocks}.1", "resid.1"),
         (f"{blocks}.1.output", "resid.1"),
         (f"{blocks}.2.input", "resid.1"),
