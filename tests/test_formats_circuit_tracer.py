@@ -190,6 +190,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
     refused("layer_0.safetensors cannot be read: it lacks W_dec", {}, "W_dec")
     refused("it has log_thresholds, which is none of", {"log_thresholds": torch.zeros(20)})
     refused("W_dec has shape", {"W_dec": torch.zeros(19, D)})
+    refused("Thresholds are finite and at least 0", {"activation_function.threshold": -torch.ones(20)})
     refused("W_enc has entries that are not finite", {"W_enc": torch.full((20, D), torch.nan)})
     file = tmp_path / "layer_0.safetensors"
     safetensors.torch.save_file(_tensors(20), file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from interventions.dictionaries import JumpReLU, SparseCoder, load
 from interventions.dictionaries.cross_layer import CrossLayer
+from interventions.dictionaries.formats import Source
 
 D = 6
 
@@ -80,6 +82,27 @@ def test_a_whole_repository_is_a_dictionary_for_each_layer(tmp_path):
     _npz(root / "layer_1/width_16k/average_l0_50", _tensors(D, 24, D))
     with pytest.raises(ValueError, match=r"2 dictionaries for mlp\.1.*layer_1/width_16k/average_l0_9"):
         load(root)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A repository whose files lie in a folder that is not called like it."""
+
+    name: str
+    root: Path
+
+    def listed(self) -> list[str]:
+        return [path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()]
+
+    def local(self, file: str) -> Path:
+        return self.root / file
+
+
+def test_a_repository_at_a_revision_is_called_as_without_one(tmp_path):
+    _npz(tmp_path / "layer_3/width_16k/average_l0_9", _tensors(D, 24, D))
+    source = Source(Elsewhere("google/gemma-scope-2b-pt-mlp@a1b2c3", tmp_path))
+    assert list(load(source)) == ["mlp.3"]
+    assert list(load(source.within("layer_3/width_16k"))) == ["mlp.3"]
 
 
 def test_a_file_that_nothing_names_belongs_where_it_is_told(tmp_path):
@@ -191,6 +214,10 @@ def test_cross_layer_transcoders_keep_their_last_layer(tmp_path, width, skip):
 
 def test_a_cross_layer_transcoder_without_one_of_its_layers_is_refused(tmp_path):
     _clt(tmp_path, 3, 10, skip=False)
+    odd = _tensors(D, 10, D) | {"W_dec": torch.zeros(10, 3, D), "affine_skip_connection": torch.zeros(D, D)}
+    _safe(tmp_path, odd, "params_layer_1.safetensors")
+    with pytest.raises(ValueError, match="1 of its layers have a skip path"):
+        load(tmp_path)
     (tmp_path / "params_layer_1.safetensors").unlink()
     with pytest.raises(ValueError, match="every layer up to 2, and 1 is missing"):
         load(tmp_path)

@@ -157,7 +157,7 @@ def read(source: Source, file: str, hooks: Hooks | None = None) -> SparseCoder:
     held = Contents.of(source, file)
     skip = held.maybe("W_skip")
     threshold = held.maybe("activation_function.threshold", "threshold")
-    jump = None if threshold is None else JumpReLU(threshold.flatten().clamp(min=0))
+    jump = None if threshold is None else JumpReLU(threshold.flatten())
     return held.coder(
         W_enc=held.take("W_enc").T,
         b_enc=held.take("b_enc"),
@@ -213,7 +213,7 @@ def _layers(source: Source, n_layers: int) -> Layers:
             b_enc=encoder.take(f"b_enc_{i}"),
             W_dec=decoder.take(f"W_dec_{i}"),
             b_dec=encoder.take(f"b_dec_{i}"),
-            activation=ReLU() if threshold is None else JumpReLU(threshold.flatten().clamp(min=0)),
+            activation=ReLU() if threshold is None else JumpReLU(threshold.flatten()),
             W_skip=encoder.maybe(f"W_skip_{i}"),
         )
         encoder.end()

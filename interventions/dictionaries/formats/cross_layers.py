@@ -58,6 +58,8 @@ def found(
     @cache
     def dictionaries() -> Mapping[str, Any]:
         held = read()
+        if len(held.W_skip) not in (0, len(held.decoders)):
+            raise ValueError(f"{where} cannot be read: {len(held.W_skip)} of its layers have a skip path.")
         try:
             transcoder = CrossLayerTranscoder(
                 encoders=held.encoders,

@@ -15,7 +15,8 @@ def trail(source: Source, file: str) -> tuple[str, ...]:
     >>> trail(Source(Disk(Path("/data/gemma-scope-2b-pt-res"))), "layer_3/params.npz")[-3:]
     ('gemma-scope-2b-pt-res', 'layer_3', 'params.npz')
     """
-    name = Path(source.name).absolute().as_posix() if isinstance(source.place, Disk) else source.name
+    disk = isinstance(source.place, Disk)
+    name = Path(source.name).absolute().as_posix() if disk else re.sub("@[^/]*", "", source.name)
     parts = PurePosixPath(name).parts
     return parts if source.files == [file] and parts[-1] == file else (*parts, *PurePosixPath(file).parts)
 
