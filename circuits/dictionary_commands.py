@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from interventions.acts import Dictionary
 from interventions.dictionaries import SparseCoder, export_saelens, export_sparsify, quality, save
+from interventions.dictionaries.cross_layer import CrossLayer
 from interventions.dictionaries.formats import FORMATS, Source
 from interventions.model import Model
 
@@ -25,9 +25,8 @@ from .annotations import visible
 from .feature_page import save_page
 from .feature_table import columns, feature_table
 from .files import read_json, writable
-from .portrait import Portrait, activity, densities, portraits
+from .portrait import Coder, Portrait, activity, densities, portraits
 from .question import Say, described, loaded_dictionaries, loaded_model
-from .record import write_json
 from .text import rows
 
 _TESTED = 16  # rows of text on which it is seen whether dictionaries fit a model
@@ -82,8 +81,8 @@ def inspect(asked: Inspection, *, out: str | None, progress: bool | None, say: S
     found: list[Portrait] = []
     for site, features in wanted.items():
         coder = _cast(known[site], model)
-        if not isinstance(coder, SparseCoder):
-            raise ValueError(f"Features of a {type(coder).__name__}, as at {site}, cannot be shown yet.")
+        if not isinstance(coder, Coder):
+            raise ValueError(f"At {site} there is a {type(coder).__name__}, which has no features to show.")
         features = [*features, *_drawn(asked, model, coder, text, site, features)]
         found += portraits(
             model, coder, activity(model, coder, features, text, site=site), site=site, most=asked.contexts,
@@ -127,11 +126,15 @@ def _list(
 
 def _described(site: str, dictionary: Dictionary) -> list[str]:
     """What a table says of a dictionary."""
+    later = 0
+    if isinstance(dictionary, CrossLayer):
+        dictionary, later = dictionary.own, len(dictionary.later)
     if not isinstance(dictionary, SparseCoder):
         return ["", type(dictionary).__name__, "", str(getattr(dictionary, "n_features", "")), "", "", ""]
     reads = dictionary.reads if dictionary.reads != site else None
     kind = "SAE" if reads is None else "transcoder"
     kind = f"skip {kind}" if dictionary.W_skip is not None else kind
+    kind += f", writes {later} later" if later else ""
     width = str(dictionary.d_in)
     width += f" → {dictionary.d_out}" if dictionary.d_out != dictionary.d_in else ""
     units = dictionary.units.latents
@@ -174,7 +177,7 @@ def _wanted(asked: Inspection, known: Mapping[str, Dictionary]) -> dict[str, lis
             if not number.isdigit():
                 raise ValueError(f"{name!r} is no feature: 131 is one, and so is resid.1/131.")
             if site and site not in known:
-                raise LookupError(f"No dictionary at {site!r}; there are {_listed(known)}.")
+                raise LookupError(f"No dictionary at {site!r}; there are {listed(known)}.")
             if not site and len(known) > 1:
                 raise ValueError(
                     f"Feature {number} of which site? Give --site, or {next(iter(known))}/{number}."
@@ -190,7 +193,7 @@ def _wanted(asked: Inspection, known: Mapping[str, Dictionary]) -> dict[str, lis
 
 
 def _drawn(
-    asked: Inspection, model: Model, coder: SparseCoder, text: Tensor, site: str, taken: Sequence[int]
+    asked: Inspection, model: Model, coder: Coder, text: Tensor, site: str, taken: Sequence[int]
 ) -> list[int]:
     """The features that are most often active, and some at random of those that are."""
     if not (asked.top or asked.random):
@@ -233,7 +236,8 @@ def _counted(known: Mapping[str, Dictionary]) -> str:
     return f"{len(known)} dictionar{'ies' if len(known) != 1 else 'y'}"
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names of sites, those of all layers as one."""
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in names))
 
 
@@ -272,98 +276,4 @@ def convert(
             folder.rmdir()
         made.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    say(f"Written to {folder}: {_counted(known)} ({_listed(known)}), {size / 1e6:.1f} MB.")
-
-
-# --- compare ------------------------------------------------------------------------------------------------
-
-
-def compare(
-    sources: Sequence[str],
-    *,
-    sites: Sequence[str] | None,
-    threshold: float,
-    out: str | None,
-    picture: str | None,
-    say: Say,
-) -> None:
-    """Says which share of their features dictionaries have in common, two by two."""
-    from interventions.dictionaries.measures import overlap
-
-    if len(sources) < 2:
-        raise ValueError("Give two sets of dictionaries, or more.")
-    sets = [loaded_dictionaries(source, None, sites=sites) for source in sources]
-    common = [site for site in sets[0] if all(site in other for other in sets[1:])]
-    if not common:
-        raise ValueError(f"They have no site in common: {'; '.join(_listed(known) for known in sets)}.")
-    pairs = list(combinations(range(len(sets)), 2))
-    found, overlaps = [], {}
-    for site in common:
-        for left, right in pairs:
-            one, other = sets[left][site], sets[right][site]
-            if not isinstance(one, SparseCoder) or not isinstance(other, SparseCoder):
-                raise ValueError(
-                    f"At {site} there is a {type(one).__name__}; only a SparseCoder is compared."
-                )
-            both = overlap(one, other, threshold=threshold)
-            names = [visible(Path(sources[side]).name) for side in (left, right)]
-            overlaps[site if len(sets) == 2 else f"{site}, {' ~ '.join(names)}"] = both
-            found.append({"site": site, "left": left, "right": right, **_shares(both)})
-    say("\n".join(_compared(sources, found)))
-    if out is not None:
-        target = writable(Path(out).parent) / Path(out).name
-        record = {"dictionaries": list(sources), "threshold": threshold, "pairs": found}
-        write_json(target, record)
-        say(f"\nWritten to {target}.")
-    if picture is not None:
-        from .geometry_plots import plot_overlap
-
-        say(f"Written to {plot_overlap(overlaps, picture)}.")
-
-
-def _shares(both: Any) -> dict[str, Any]:
-    found = {
-        "features": [both.n_left, both.n_right],
-        "shared": both.shared,
-        "same_partner": both.agreement,
-        "mean_max_cosine": both.mean_max,
-        "matched_cosine": both.decoder.mean,
-        "chance": both.chance,
-    }
-    if both.n_left != both.n_right:  # of the larger: new, or known to the smaller (Leask et al. 2025)
-        larger = both.nearest_right if both.n_right > both.n_left else both.nearest_left
-        found["novel"] = (larger < both.threshold).float().mean().item()
-    return found
-
-
-def _compared(sources: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = [visible(Path(source).name) for source in sources]
-    several = len(sources) > 2
-    differ = any("novel" in row for row in found)
-    head = ["site", *(["pair"] if several else []), "features", "shared", "same partner"]
-    head += ["largest cosine", "matched", "by chance", *(["new in the larger"] if differ else [])]
-    table = [head]
-    for row in found:
-        pair = [f"{names[row['left']]} ~ {names[row['right']]}"] if several else []
-        widths = dict.fromkeys(f"{n:,}" for n in row["features"])
-        new = [f"{row['novel']:.1%}" if "novel" in row else ""] if differ else []
-        table.append([
-            row["site"], *pair, " ~ ".join(widths), f"{row['shared']:.1%}", f"{row['same_partner']:.1%}",
-            f"{row['mean_max_cosine']:.3f}", f"{row['matched_cosine']:.3f}", f"{row['chance']:.3f}", *new,
-        ])  # fmt: skip
-    lines = list(columns(table, left=2 if several else 1))
-    if several:
-        lines += ["", "shared, mean over sites", *_matrix(names, found)]
-    return lines
-
-
-def _matrix(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    shared: dict[tuple[int, int], list[float]] = {}
-    for row in found:
-        shared.setdefault((row["left"], row["right"]), []).append(row["shared"])
-    mean = {pair: sum(values) / len(values) for pair, values in shared.items()}
-    table = [["", *names]]
-    for left, name in enumerate(names):
-        cells = (mean.get((min(left, right), max(left, right))) for right in range(len(names)))
-        table.append([name, *("" if cell is None else f"{cell:.1%}" for cell in cells)])
-    return columns(table)
+    say(f"Written to {folder}: {_counted(known)} ({listed(known)}), {size / 1e6:.1f} MB.")

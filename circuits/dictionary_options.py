@@ -123,7 +123,7 @@ def _convert(args: argparse.Namespace, say: Say) -> None:
 
 
 def _compare(args: argparse.Namespace, say: Say) -> None:
-    from . import dictionary_commands as dictionaries
+    from . import dictionary_comparison as dictionaries
 
     dictionaries.compare(
         args.folders,

@@ -11,10 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.dictionaries import SparseCoder
+from interventions.dictionaries.cross_layer import CrossLayer
 from interventions.dictionaries.measures.angles import neighbours
 from interventions.dictionaries.measures.profiles import Context
 from interventions.dictionaries.measures.unembedding import effects
 from interventions.model import Model
+
+Coder = SparseCoder | CrossLayer
 
 _BINS = 24
 _STATES = 8  # places at which the effect on the logits is measured
@@ -71,7 +74,7 @@ class Activity:
 @torch.no_grad()
 def densities(
     model: Model,
-    coder: SparseCoder,
+    coder: Coder,
     tokens: Int[Tensor, "row pos"],
     *,
     site: str,
@@ -90,7 +93,7 @@ def densities(
 @torch.no_grad()
 def activity(
     model: Model,
-    coder: SparseCoder,
+    coder: Coder,
     features: Sequence[int],
     tokens: Int[Tensor, "row pos"],
     *,
@@ -118,7 +121,7 @@ def activity(
 
 def portraits(
     model: Model,
-    coder: SparseCoder,
+    coder: Coder,
     found: Activity,
     *,
     site: str,
@@ -135,7 +138,7 @@ def portraits(
 
 
 def _portrait(
-    model: Model, coder: SparseCoder, found: Activity, column: int,
+    model: Model, coder: Coder, found: Activity, column: int,
     site: str, most: int, drawn: int, logits: int, nearest: int,
 ) -> Portrait:  # fmt: skip
     feature, values = found.features[column], found.values[..., column]
@@ -162,7 +165,7 @@ def _portrait(
         drawn=tuple(_context(model, found.tokens[row], values[row], row, at) for row, at in sample),
         raised=raised,
         lowered=lowered,
-        nearest=_nearest(coder, feature, nearest),
+        nearest=_nearest(coder.own if isinstance(coder, CrossLayer) else coder, feature, nearest),
         norm=coder.decoder_rows(torch.tensor([feature])).float().norm().item(),
     )
 
@@ -178,7 +181,7 @@ def _different(tokens: Tensor, places: list[tuple[int, int]], most: int) -> list
 
 
 def _effects(
-    model: Model, coder: SparseCoder, found: Activity, column: int, site: str, most: int
+    model: Model, coder: Coder, found: Activity, column: int, site: str, most: int
 ) -> tuple[Any, Any]:
     """The tokens whose logits rise and fall most with what the feature writes where it is active, on average.
 
@@ -193,7 +196,7 @@ def _effects(
     last = model.site([name for name in model.sites if name.startswith("resid.")][-1])
     states = model.read(found.tokens[rows], [last])[last]
     states = states[torch.arange(len(rows), device=states.device), at.to(states.device)]
-    write = coder.decoder_rows(torch.tensor([found.features[column]])) * active.mean().item()
+    write = _written(coder, found.features[column]) * active.mean().item()
     try:
         change = effects(model, write.to(states), at=states)[0].float().cpu()
     except ValueError:  # a model without an unembedding of its own
@@ -213,6 +216,13 @@ def _named(model: Model, values: Tensor, index: Tensor) -> tuple[tuple[str, floa
     return tuple((pieces(model.tokenizer, [token])[0], value) for token, value in pairs)
 
 
+def _written(coder: Coder, feature: int) -> Float[Tensor, "1 d_out"]:
+    """What one unit of a feature adds to the stream, at its own site and at all later ones."""
+    here = torch.tensor([feature])
+    later = coder.later.values() if isinstance(coder, CrossLayer) else ()
+    return sum((outlet.decoder_rows(here) for outlet in later), start=coder.decoder_rows(here))
+
+
 def _nearest(coder: SparseCoder, feature: int, most: int) -> tuple[Neighbour, ...]:
     found = neighbours(coder, torch.tensor([feature]), k=min(most, coder.n_features - 1))
     encoder = torch.nn.functional.normalize(coder.W_enc.T.float(), dim=-1)
@@ -221,7 +231,7 @@ def _nearest(coder: SparseCoder, feature: int, most: int) -> tuple[Neighbour, ..
     return tuple(Neighbour(*row) for row in rows)
 
 
-def _read(model: Model, coder: SparseCoder, site: str, rows: Tensor) -> Tensor:
+def _read(model: Model, coder: Coder, site: str, rows: Tensor) -> Tensor:
     reads = model.site(coder.reads or site)
     return model.read(rows, [reads])[reads]
 

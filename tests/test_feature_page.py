@@ -225,3 +225,17 @@ def test_colours_stand_where_a_terminal_shows_them_and_nothing_else_controls_it(
 
 def test_columns_are_aligned():
     assert list(columns([["a", "b"], ["long", "7.5"]])) == ["a       b", "long  7.5"]
+
+
+def test_a_feature_that_writes_at_several_layers_moves_logits_by_all_of_them(model, text):
+    from interventions.dictionaries.cross_layer import CrossLayer
+
+    own = SparseCoder.random(64, 96, 64, site="mlp.0", reads="mlp_in.0")
+    found = activity(model, own, [3], text, site="mlp.0")
+    alone, more, nothing = (
+        portraits(model, CrossLayer(own, {"mlp.2": scale * own.W_dec}), found, site="mlp.0")[0]
+        for scale in (0.0, 1.0, -1.0)
+    )
+    assert alone.raised is not None and more.raised is not None and nothing.raised is not None
+    assert more.raised[0][1] == pytest.approx(2 * alone.raised[0][1], rel=1e-3)
+    assert nothing.raised[0][1] == pytest.approx(0, abs=1e-5)
