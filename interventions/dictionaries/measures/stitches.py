@@ -168,7 +168,7 @@ def stitching(
     total: Tensor | float = 0.0
     squares, n = 0.0, 0
     for x, y in _activations(model, bound.read, bound.site, token_rows(model, tokens), ignore, batch_size):
-        x, y = x.to(cosine.device), y.to(small.W_dec)
+        x, y = x.to(cosine.device), y.to(cosine.device, small.W_dec.dtype)
         f, g = small.encode_sparse(x), large.encode_sparse(x)
         predicted, skip = small.decode_sparse(f), small.skip(x)
         error = y - (predicted if skip is None else predicted + skip)
