@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interventions.dictionaries import SparseCoder, quality, recipes, save
+from interventions.dictionaries import SparseCoder, load, quality, recipes, save
 from interventions.dictionaries import table as quality_table
 from interventions.dictionaries.recipes import Recipe
 from interventions.model import Model
@@ -206,7 +206,11 @@ def _trained(
     for seed in training.seeds:
         found[seed] = {}
         for width in dict.fromkeys(widths.values()):
-            found[seed] |= learned(
+            kept = folder / "checkpoint" / f"seed-{seed}-{width}"
+            if (kept / "index.json").exists():
+                found[seed] |= load(kept, device=model.device)
+                continue
+            made = learned(
                 model,
                 text,
                 [pair for pair in pairs if widths[pair[1]] == width],
@@ -219,6 +223,8 @@ def _trained(
                 ignore=getattr(model.tokenizer, "all_special_ids", ()),
                 seed=seed,
             )
+            save(made, kept)
+            found[seed] |= made
     return found
 
 

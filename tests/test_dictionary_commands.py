@@ -342,6 +342,30 @@ def test_an_interruption_says_how_to_go_on(tmp_path, corpus, monkeypatch, mistak
     assert line == f"circuits: Interrupted. The same command goes on from {tmp_path / 'checkpoint'}."
 
 
+def test_an_interrupted_training_goes_on_to_the_same_dictionaries(trained, corpus, tmp_path, monkeypatch):
+    import interventions.dictionaries as library
+
+    calls: list[int] = []
+
+    def learned(*args, original=library.train, **settings):
+        if len(calls) == 1:
+            calls.append(-1)
+            raise KeyboardInterrupt
+        calls.append(settings["seed"])
+        return original(*args, **settings)
+
+    monkeypatch.setattr(library, "train", learned)
+    argv = ["train", "--text", corpus, "--sites", "resid.1", "mlp_in.0->mlp.0", "--skip", *TINY]
+    argv += ["--k", "4", "--seeds", "0,1", "--out", tmp_path, "-q"]
+    assert dictionaries(*argv) == 130
+    assert dictionaries(*argv) == 0
+    assert calls == [0, -1, 1]
+    assert not (tmp_path / "checkpoint").exists()
+    for seed in (0, 1):
+        before, after = (load(folder / f"seed-{seed}") for folder in (trained, tmp_path))
+        assert {n: d.fingerprint for n, d in before.items()} == {n: d.fingerprint for n, d in after.items()}
+
+
 # --- another model ------------------------------------------------------------------------------------------
 
 
