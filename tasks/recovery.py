@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -30,6 +30,7 @@ class Recovery:
     found: float  # share of true features with a cosine above 0.9
     f1: float  # of firing, of the true features with those matched to them, mean
     cosines: Float[Tensor, " feature"] = field(repr=False)  # of each true feature, largest
+    partner: Int[Tensor, " feature"] = field(repr=False)  # the row matched to each true feature, -1 for none
 
 
 @torch.no_grad()
@@ -68,4 +69,5 @@ def recovery(
         found=(best > 0.9).float().mean().item(),
         f1=f1[occurs].mean().item(),
         cosines=best,
+        partner=partner,
     )

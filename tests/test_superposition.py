@@ -266,6 +266,7 @@ def test_the_script_trains_measures_and_draws(script, tmp_path, capsys):
     assert [p.architecture for p in pairs] == ["transcoder", "skip transcoder"] * 2
     assert len(script.table([*points, *pairs]).splitlines()) == 6
     assert capsys.readouterr().out.count("FVU") == 12
+    assert len(script.families(script.FAMILIES, {"TopK": recipes.TopK(4)}, **options).splitlines()) == 3
     script.draw(points, tmp_path / "frontier.svg")
     drawn = (tmp_path / "frontier.svg").read_bytes()
     script.draw(points, tmp_path / "frontier.svg")

@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
@@ -38,6 +38,8 @@ SWEEPS: dict[str, Sequence[Any]] = {
     "TopK": [recipes.TopK(k) for k in KS],
     "BatchTopK": [recipes.BatchTopK(k) for k in KS],
 }
+FAMILIES = replace(WORLD, active=6.0, parents=16, children=4)
+WAYS: dict[str, Any] = {"TopK": recipes.TopK(6), "BatchTopK": recipes.BatchTopK(6)}
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3")
 
 
@@ -91,7 +93,7 @@ def frontier(
     """Autoencoders of each architecture over a sweep; a seed is a world and a start of its own."""
     points = []
     for seed in range(seeds):
-        drawn = Superposition(**{**asdict(world), "seed": seed})
+        drawn = replace(world, seed=seed)
         model = Model.load(drawn.module(samples))
         tokens = text(world.n_features, samples // 256, seed=seed)
         x, strengths = drawn.sample(2**13, torch.Generator().manual_seed(seed))
@@ -119,7 +121,7 @@ def transcoders(
     """Transcoders of a sparse map beside a linear one, without and with a skip path."""
     points = []
     for seed in range(seeds):
-        known: SparseMap = Superposition(**{**asdict(world), "seed": seed}).map(linear=linear)
+        known: SparseMap = replace(world, seed=seed).map(linear=linear)
         model = Model.load(known.module(samples))
         tokens = text(world.n_features, samples // 256, seed=seed)
         held = known.sample(2**13, torch.Generator().manual_seed(seed))[0]
@@ -137,6 +139,37 @@ def transcoders(
                 points.append(Point(name, f"TopK(k={k})", seed, seconds=seconds, **numbers))
                 print(said(points[-1]), flush=True)
     return points
+
+
+def families(
+    world: Superposition, ways: Mapping[str, Any], *, seeds: int, samples: int = 2**16, **options: Any
+) -> str:
+    """How often the feature of a parent is silent while its true feature fires, with a child and without.
+
+    A dictionary that gives the parent's direction to the children as well can leave the parent out there, and
+    is sparser for it: absorption (Chanin et al. 2024, arXiv 2409.14507).
+    """
+    lines = ["| | silent with a child | silent alone | cosine of parents | of children |", "|---" * 5 + "|"]
+    parents, below = world.parents, world.parents * world.children
+    for name, recipe in ways.items():
+        rows = []
+        for seed in range(seeds):
+            drawn = replace(world, seed=seed)
+            model = Model.load(drawn.module(samples))
+            given = {"n_features": world.n_features, "seed": seed, **options}
+            tokens = text(world.n_features, samples // 256, seed=seed)
+            coder = train(model, tokens, ["embed"], recipe=recipe, **given)["embed"]
+            x, strengths = drawn.sample(2**14, torch.Generator().manual_seed(seed))
+            found = recovery(coder, drawn.features, x, strengths)
+            fires = strengths > 0
+            child = fires[:, -below:].unflatten(-1, (parents, world.children)).any(-1)
+            silent = coder.encode(x)[:, found.partner[:parents]] == 0
+            both, single = fires[:, :parents] & child, fires[:, :parents] & ~child
+            shares = [(silent & when).sum() / when.sum() for when in (both, single)]
+            rows.append([*shares, found.cosines[:parents].mean(), found.cosines[-below:].mean()])
+        cells = [spread([row[i].item() for row in rows]) for i in range(4)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def at(points: Sequence[Point], l0: float, what: str) -> float | None:
@@ -246,8 +279,10 @@ def main() -> None:
     sweeps = {name: sweep for name, sweep in SWEEPS.items() if not args.only or name in args.only}
     new = frontier(WORLD, sweeps, seeds=args.seeds, **options)
     if not args.only or set(args.only) & set(PAIRS):
-        noisy = Superposition(**{**asdict(WORLD), "noise": 0.15})
+        noisy = replace(WORLD, noise=0.15)
         new += transcoders(noisy, KS, seeds=args.seeds, linear=0.5, **options)
+    if not args.only or "families" in args.only:
+        print("\n" + families(FAMILIES, WAYS, seeds=args.seeds, **options))
     fresh = {point.architecture for point in new}
     every = new + [point for point in before if point.architecture not in fresh]
     write(kept, json.dumps([asdict(point) for point in every], indent=1).encode())
