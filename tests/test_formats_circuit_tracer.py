@@ -12,7 +12,6 @@ from torch import Tensor
 
 from interventions.dictionaries import JumpReLU, ReLU, TopK, load
 from interventions.dictionaries.cross_layer import CrossLayer
-from interventions.dictionaries.formats import source as sources
 
 D = 6
 SET = {
@@ -110,27 +109,61 @@ def test_entries_name_the_file_of_each_layer(tmp_path):
     assert (dictionaries["mlp.1"](x) - _forward(layers[0], x)[1]).abs().max() < 1e-5
 
 
-def test_entries_in_other_repositories_are_read_there(tmp_path, monkeypatch):
+def _cached(cache: Path, repo: str, revision: str) -> Path:
+    """The folder where the hub's own library keeps a repository at a revision."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / revision).write_text("0123abcd" * 5)
+    return folder / "snapshots" / ("0123abcd" * 5)
+
+
+def test_entries_in_other_repositories_are_read_from_their_cache(tmp_path, monkeypatch):
     """Files of Gemma Scope too, which store the encoder the other way round."""
-    cached, tensors, x = tmp_path / "cached", _tensors(D, jump=True), torch.randn(4, D)
-    cached.mkdir()
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    tensors, others, x = _tensors(D, jump=True), _tensors(20, seed=1), torch.randn(4, D)
+    folder = (
+        _cached(tmp_path / "cache", "google/gemma-scope-2b-pt-transcoders", "v1") / "layer_0/average_l0_76"
+    )
+    folder.mkdir(parents=True)
     scope = {name.split(".")[-1]: t.numpy() for name, t in tensors.items()}
-    np.savez(cached / "params.npz", **(scope | {"W_enc": tensors["W_enc"].T.numpy()}))
-    asked = []
-    at = sources.Source.at.__func__
+    np.savez(folder / "params.npz", **(scope | {"W_enc": tensors["W_enc"].T.numpy()}))
+    folder = _cached(tmp_path / "cache", "someone/else", "main")
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(others, folder / "layer_1.safetensors")
+    entries = [
+        "hf://google/gemma-scope-2b-pt-transcoders/layer_0/average_l0_76/params.npz?revision=v1",
+        "hf://someone/else/layer_1.safetensors",
+    ]
+    _yaml(tmp_path / "set", SET | {"feature_input_hook": "ln2.hook_normalized", "transcoders": entries})
+    dictionaries = load(tmp_path / "set")
+    assert (dictionaries["mlp.0"](x) - _forward(tensors, x)[1]).abs().max() < 1e-5
+    assert (dictionaries["mlp.1"](x) - _forward(others, x)[1]).abs().max() < 1e-5
+    assert all(coder.meta["before_gain"] for coder in dictionaries.values())
+    _yaml(tmp_path / "set", SET | {"transcoders": ["hf://someone/missing/layer_1.safetensors"]})
+    with pytest.raises(ValueError, match="someone/missing"):
+        load(tmp_path / "set")
 
-    def elsewhere(cls, where):
-        asked.append(str(where))
-        return at(cls, cached / "params.npz" if "@" in str(where) else where)
 
-    monkeypatch.setattr(sources.Source, "at", classmethod(elsewhere))
-    uri = "hf://google/gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76/params.npz?revision=abc"
-    _yaml(tmp_path / "set", SET | {"feature_input_hook": "ln2.hook_normalized", "transcoders": [uri]})
-    coder = load(tmp_path / "set")["mlp.0"]
-    at_revision = "google/gemma-scope-2b-pt-transcoders@abc/layer_0/width_16k/average_l0_76/params.npz"
-    assert asked[-1] == at_revision
-    assert (coder(x) - _forward(tensors, x)[1]).abs().max() < 1e-5
-    assert coder.meta["before_gain"]
+def test_a_set_may_be_a_cross_layer_transcoder_of_gemma_scope_2(tmp_path):
+    layers = []
+    (tmp_path / "files").mkdir()
+    for i in range(2):
+        t = _tensors(20, seed=i) | {"W_dec": torch.randn(20, 2, D), "threshold": torch.rand(20)}
+        layers.append(t)
+        stored = {name.replace("W_", "w_"): tensor for name, tensor in t.items()}
+        stored["w_enc"] = t["W_enc"].T.contiguous()
+        safetensors.torch.save_file(stored, tmp_path / f"files/{i}.safetensors")
+    entries = [f"files/{i}.safetensors" for i in range(2)]
+    _yaml(tmp_path, SET | {"model_kind": "cross_layer_transcoder", "transcoders": entries})
+    dictionaries, x = load(tmp_path), torch.randn(2, 4, D)
+    assert list(dictionaries) == ["mlp.0", "mlp.1"]
+    f = [_encoded(t, x[i]) for i, t in enumerate(layers)]
+    assert (dictionaries["mlp.0"].encode(x[0]) - f[0]).abs().max() < 1e-5
+    onward = dictionaries["mlp.0"].onward("mlp.1", f[0])
+    assert (onward - f[0] @ layers[0]["W_dec"][:, 1]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
