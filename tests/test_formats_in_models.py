@@ -148,3 +148,36 @@ def test_a_dictionary_of_another_width_is_refused_with_both(tmp_path, gemma):
     folder = _scope(tmp_path / "gemma-scope-2b-pt-res", _tensors(8, 8))
     with pytest.raises(ValueError, match=rf"reads width 8, but resid\.{LAYER} has width 32"):
         load(folder, gemma)
+
+
+@pytest.mark.parametrize(
+    ("location", "module", "end"),
+    [
+        ("resid_delta_attn", "attn.c_proj", "output"),
+        ("resid_post_attn_v5_32k", "ln_2", "input"),
+        ("resid_delta_mlp_v5_128k", "mlp.c_proj", "output"),
+        ("mlp_post_act", "mlp.c_proj", "input"),
+    ],
+)
+def test_openai_locations_are_places_in_gpt2(tmp_path, location, module, end):
+    model = tiny("gpt2", torch.float32)
+    held: dict[str, Tensor] = {}
+    place = model.module.get_submodule(f"{model.layout.blocks}.{LAYER}.{module}")
+    hook = place.register_forward_hook(lambda _m, args, out: held.update(input=args[0], output=out))
+    model.module(TOKENS)
+    hook.remove()
+    x = held[end].detach()
+    torch.manual_seed(0)
+    content = {
+        "encoder.weight": torch.randn(F, x.shape[-1]) / 4,
+        "decoder.weight": torch.randn(x.shape[-1], F) / 4,
+        "latent_bias": torch.randn(F),
+        "pre_bias": torch.randn(x.shape[-1]),
+    }
+    file = tmp_path / location / f"autoencoders/{LAYER}.pt"
+    file.parent.mkdir(parents=True)
+    torch.save(content, file)
+    dictionaries = load(tmp_path, model, check=False)
+    (acts,) = run(model, TOKENS, dictionaries).computed.values()
+    z = (x - content["pre_bias"]) @ content["encoder.weight"].T + content["latent_bias"]
+    assert (acts.features - z.relu()).abs().max() < 1e-4
