@@ -8,6 +8,9 @@ gains nothing there.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..sites import Site
-from .activations import ReLU
 from .coders import SparseCoder
 from .pairs import Pairs
 from .pool import Pool
-from .recipes import Recipe, largest
+from .recipes import Recipe, Step
+from .recipes.topk import largest
 
 
 class Learner:
@@ -51,19 +54,30 @@ class Learner:
             return normalize(torch.randn(n_features, width, generator=generator), dim=-1).to(device)
 
         x, y = pool.sample(reads, 4096), pool.sample(writes, 4096)
+        few = max(256, 2**22 // n_features)  # what is only estimated needs no more
         if self.tied:
             self.W_dec = rows(d_out)
             self.W_enc = self.W_dec.clone()  # (feature d_in), the transpose of a SparseCoder's
         else:  # a feature writes at first what a linear map makes of what it reads
             self.W_enc = rows(d_in)
             self.W_dec = normalize(self.W_enc @ linear_map(x, y), dim=-1)
-        self.W_enc *= self._first_scale(x, y)
+        self.W_enc *= self._first_scale(x[:few], y[:few])
         self.b_enc = torch.zeros(n_features, device=device)
         self.b_dec = torch.zeros(d_out, device=device)
         self.W_skip = torch.zeros(d_in, d_out, device=device) if skip and not self.tied else None
+        self.prefixes = recipe.prefixes(n_features)
+        self.weights = recipe.weights(x[:few] @ self.W_enc.T)  # the recipe's own
+        self.memory = {name: value.to(device) for name, value in recipe.memory().items()}
         self.parameters = [
             weight.requires_grad_()
-            for weight in (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.W_skip)
+            for weight in (
+                self.W_enc,
+                self.b_enc,
+                self.W_dec,
+                self.b_dec,
+                self.W_skip,
+                *self.weights.values(),
+            )
             if weight is not None
         ]
         self.optimizer = torch.optim.Adam(self.parameters, fused=device.type in ("cpu", "cuda"))
@@ -122,29 +136,48 @@ class Learner:
         else:
             bias = self.b_enc
         z = torch.addmm(bias, x, self.W_enc.T)
+        rest = y - self.b_dec if self.W_skip is None else y - self.b_dec - x @ self.W_skip
         kept = self.recipe.kept(z.detach(), progress)
         penalty: Tensor | float = 0.0
+        errors: list[Tensor] = []  # of the first so many features, for each prefix
         if kept is None:
-            features = z.relu()
-            active = (features.detach() > 0).any(0)
-            l0 = (features.detach() > 0).sum() / len(x)
-            predicted = torch.addmm(self.b_dec, features, self.W_dec)
             norms = self.W_dec.norm(dim=-1) / y.shape[-1] ** 0.5
-            penalty = self.recipe.penalty(features, norms, progress)
+            unexplained = partial(self._unexplained, rest.detach())
+            step = Step(z, bias, norms, unexplained, self.weights, self.memory, progress)
+            features, penalty = self.recipe.features(step)
+            kept = features.detach() != 0
+            active, l0 = kept.any(0), kept.sum() / len(x)
+            errors.append(rest - features @ self.W_dec)
         else:
-            pairs = Pairs(kept)
-            active = pairs.feature
-            l0 = x.new_tensor(len(active) / len(x))
-            predicted = self.b_dec + pairs.decoded(pairs.picked(z, x, self.W_enc, bias), self.W_dec)
-        if self.W_skip is not None:
-            predicted = predicted + x @ self.W_skip
-        error = y - predicted
+            active, l0 = kept.any(0), kept.sum() / len(x)
+            whole = (z, kept, self.W_enc, bias, self.W_dec)
+            for z, kept, W_enc, bias_here, W_dec in self._by_prefix(*whole):
+                pairs = Pairs(kept)
+                rest = rest - pairs.decoded(pairs.picked(z, x, W_enc, bias_here), W_dec)
+                errors.append(rest)
+        error = errors[-1]
         fvu = error.square().sum() / y.numel()
+        loss = torch.stack([e.square().sum() for e in errors]).mean() / y.numel() if errors[1:] else fvu
         self._count(active, l0, fvu.detach())
         dead = (self.silent > dead_after).nonzero()[:, 0]
         if auxk and len(dead):
             penalty = penalty + auxk * self._revival(x, bias, error.detach(), dead)
-        return fvu + penalty
+        return loss + penalty
+
+    def _by_prefix(
+        self, z: Tensor, kept: Tensor, W_enc: Tensor, bias: Tensor, W_dec: Tensor
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The parts of the dictionary that each prefix adds to the one before."""
+        if len(self.prefixes) == 1:  # slicing has its price in the backward pass
+            yield z, kept, W_enc, bias, W_dec
+            return
+        for start, end in pairwise((0, *self.prefixes)):
+            part = slice(start, end)
+            yield z[:, part], kept[:, part], W_enc[part], bias[part], W_dec[part]
+
+    def _unexplained(self, wanted: Tensor, features: Tensor) -> Tensor:
+        """The share of variance that other features leave of what is wanted, the decoder held fixed."""
+        return (wanted - features @ self.W_dec.detach()).square().sum() / wanted.numel()
 
     def _revival(self, x: Tensor, bias: Tensor, error: Tensor, dead: Int[Tensor, " dead"]) -> Tensor:
         """The share of the error that the dead features leave, weighted down where they are few."""
@@ -174,10 +207,6 @@ class Learner:
     @torch.no_grad()
     def finished(self, pool: Pool, meta: dict[str, Any]) -> SparseCoder:
         """The dictionary in the units of the model: scales and centres are folded into its weights."""
-        norms = torch.ones_like(self.b_enc)
-        if not self.recipe.unit_decoder:
-            norms = self.W_dec.norm(dim=-1)
-            norms = norms.where(norms > 0, 1.0)
         into, out = pool.scale[self.reads], pool.scale[self.writes]
         b_pre, b_dec = pool.centre[self.reads], pool.centre[self.writes] + self.b_dec / out
         if self.tied:
@@ -187,9 +216,9 @@ class Learner:
             W_skip = self.W_skip * into / out
             b_dec = b_dec - b_pre @ W_skip
         weights: dict[str, Any] = {
-            "W_enc": (self.W_enc * norms[:, None]).T * (into / out),
-            "b_enc": self.b_enc * norms / out,
-            "W_dec": self.W_dec / norms[:, None],
+            "W_enc": self.W_enc.T * (into / out),
+            "b_enc": self.b_enc / out,
+            "W_dec": self.W_dec,
             "b_dec": b_dec,
             "W_skip": W_skip,
             "b_pre": b_pre,
@@ -198,9 +227,43 @@ class Learner:
             "meta": meta,
         }
         x = pool.sample(self.reads, 2**15) / into + pool.centre[self.reads]
-        plain = SparseCoder(**weights, activation=ReLU())
-        batches = x.tensor_split(-(-x.shape[0] * len(norms) // 2**25))
-        return SparseCoder(**weights, activation=self.recipe.activation(map(plain.pre_activations, batches)))
+        parts = x.tensor_split(-(-x.shape[0] * len(self.b_enc) // 2**25))
+        coder = self.recipe.coder(
+            weights,
+            self.recipe.scaled(self.weights, 1 / out),
+            lambda plain: map(plain.pre_activations, parts),
+        )
+        norms = coder.W_dec.norm(dim=-1)
+        return coder if self.recipe.unit_decoder else coder.scale_latents(norms.where(norms > 0, 1.0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that it carries from step to step, by names that `restore` knows."""
+        found = {f"weight {i}": weight.detach() for i, weight in enumerate(self.parameters)}
+        for i, weight in enumerate(self.parameters):
+            moments = self.optimizer.state[weight]
+            found |= {f"adam {i} {name}": value for name, value in moments.items()}
+        found |= {f"memory {name}": value for name, value in self.memory.items()}
+        found |= {name: value for name in _COUNTS if (value := getattr(self, name)) is not None}
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from what `tensors` gave."""
+        with torch.no_grad():
+            for i, weight in enumerate(self.parameters):
+                weight.copy_(tensors[f"weight {i}"])
+                start = f"adam {i} "
+                self.optimizer.state[weight] = {
+                    name.removeprefix(start): value.clone().to(weight.device if value.ndim else value.device)
+                    for name, value in tensors.items()
+                    if name.startswith(start)
+                }
+        device = self.b_enc.device
+        self.memory = {name: tensors[f"memory {name}"].to(device) for name in self.memory}
+        for name in _COUNTS:
+            setattr(self, name, tensors[name].to(device) if name in tensors else None)
+
+
+_COUNTS = ("silent", "fvu", "l0")
 
 
 def linear_map(
