@@ -283,6 +283,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
     refused(
         "k, the number of features per token, is missing", {key: t for key, t in good.items() if key != "k"}
     )
+    refused("k is inf", good | {"k": torch.tensor(torch.inf)})
+    refused("threshold is nan", good | {"threshold": torch.tensor(torch.nan)}, "BatchTopKSAE")
     refused("k must be smaller", good | {"k": torch.tensor(20)})
     refused("could run code", good | {"b_dec": pytest.raises})
     refused("b_dec is a list, not a tensor", good | {"b_dec": [1.0]})

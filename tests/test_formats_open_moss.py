@@ -204,6 +204,7 @@ def test_later_transcoders_have_two_scales(tmp_path):
 
 def test_dictionaries_that_normalise_each_token_do_so_here(tmp_path):
     tensors, x = _later(), torch.randn(7, D)
+    tensors[f"dataset_average_activation_norm.{LATER['hook_point_in']}"].fill_(torch.nan)
     coder = _one(_new(tmp_path, LATER | {"norm_activation": "token-wise"}, tensors))
     scale = math.sqrt(D) / x.norm(dim=-1, keepdim=True)
     f, y = _trained(tensors, x * scale, 1.0, 1.0, True)

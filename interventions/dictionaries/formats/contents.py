@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -62,6 +63,8 @@ class Contents:
             value = value.item() if value.numel() == 1 else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(f"{name} is not a number")
+        if not math.isfinite(value):
+            raise self.error(f"{name} is {value}")
         return value
 
     def drop(self, *patterns: str) -> None:

@@ -184,7 +184,7 @@ def _direct(held: Contents) -> dict[str, Any]:
 
 def _k(held: Contents) -> int:
     k = held.number("k")
-    if k is None or k != int(k):
+    if k is None or not float(k).is_integer():
         raise held.error(f"k, the number of features per token, is {'missing' if k is None else k}")
     return int(k)
 

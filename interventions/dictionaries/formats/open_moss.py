@@ -97,8 +97,10 @@ def _scales(held: Contents, settings: Mapping[str, Any]) -> tuple[float, float, 
     """What the input and the output were multiplied by in training, or how each token was normalised."""
     reads = settings["hook_point_in"]
     writes = settings.get("hook_point_out") or reads
-    stored = {hook: held.number(f"{_NORM}.{hook}") for hook in (reads, writes) if f"{_NORM}.{hook}" in held}
     kind = settings.get("norm_activation", "inference")
+    if kind != "dataset-wise":
+        held.drop(f"{_NORM}.*")  # memory that nothing was written to
+    stored = {hook: held.number(f"{_NORM}.{hook}") for hook in (reads, writes) if f"{_NORM}.{hook}" in held}
     if kind == "inference":
         return 1.0, 1.0, None
     if kind == "token-wise" and reads == writes:
