@@ -216,6 +216,22 @@ def test_our_own_files_keep_cross_layer_transcoders(tmp_path, dtype):
             assert back[site].fingerprint == layer.fingerprint
 
 
+def test_later_sites_of_a_cross_layer_transcoder_get_the_names_that_its_dictionaries_have(tmp_path):
+    clt = CrossLayerTranscoder(
+        [(torch.randn(WIDTH, F), torch.randn(F), ReLU()) for _ in range(2)],
+        [torch.randn(F, 2 - i, WIDTH) for i in range(2)],
+        torch.randn(2, WIDTH),
+        reads=[f"blocks.{i}.mlp.hook_in" for i in range(2)],
+        writes=[f"layers.{i}.mlp" for i in range(2)],
+    )
+    save(clt.layers(), tmp_path)
+    for model, written in ((None, "mlp"), (tiny("gemma2", torch.float32), "model.layers.{}.mlp")):
+        first, last = load(tmp_path, model).items()
+        names = [f"mlp.{i}" if model is None else written.format(i) for i in range(2)]
+        assert [first[0], last[0]] == names
+        assert list(first[1].later) == names[1:] and first[1].reads == "mlp_in.0"
+
+
 def test_an_index_that_was_lost_is_asked_for(tmp_path):
     save({"a": SparseCoder.random(D, D)}, tmp_path)
     (tmp_path / "index.json").unlink()

@@ -109,6 +109,14 @@ def test_the_log_threshold_of_old_files_is_a_threshold(tmp_path):
     assert torch.allclose(coder.activation.threshold, tensors["log_threshold"].exp())
 
 
+def test_a_negative_threshold_after_a_relu_is_zero(tmp_path):
+    tensors = _tensors(threshold=(F,))
+    assert (tensors["threshold"] < 0).any()
+    coder, x = _one(_write(tmp_path, CFG | {"architecture": "jumprelu"}, tensors)), torch.randn(30, D)
+    z = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    assert torch.allclose(coder.encode(x), z.relu() * (z > tensors["threshold"]), atol=1e-6)
+
+
 def test_a_finetuning_factor_is_folded_into_the_decoder(tmp_path):
     flat = {"hook_name": "blocks.0.hook_mlp_out", "d_in": D, "d_sae": F, "finetuning_scaling_factor": True}
     tensors = _tensors(scaling_factor=(F,))

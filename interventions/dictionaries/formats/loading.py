@@ -56,7 +56,8 @@ def load(
     """
     source = where if isinstance(where, Source) else Source.at(where)
     places = _placed(source, _found(source), model, site, reads)
-    names = {named(place.found.writes).site: place.name for place in places if place.found.writes}
+    told = {place.found.writes: place.name for place in places if place.found.writes}
+    names = told | {named(hook).site: name for hook, name in told.items()}
     fitted = partial(_fitted, model=model, device=device, dtype=dtype, source=source, names=names)
     shelf = Shelf({place.name: partial(fitted, place) for place in places})
     if lazy:
