@@ -67,7 +67,11 @@ class _Kind:
 RECIPES: Mapping[str, _Kind] = {
     "topk": _Kind("k", 16, lambda k: recipes.TopK(k, start=4 * k)),
     "batchtopk": _Kind("k", 16, lambda k: recipes.BatchTopK(k, start=4 * k)),
-    "l1": _Kind("weight", 0.1, recipes.L1),
+    "matryoshka": _Kind("k", 16, lambda k: recipes.Matryoshka(k, start=4 * k)),
+    "jumprelu": _Kind("l0", 16, lambda l0: recipes.JumpReLU(l0)),
+    "gated": _Kind("weight", 0.1, lambda weight: recipes.Gated(weight)),
+    "l1": _Kind("weight", 0.1, lambda weight: recipes.L1(weight)),
+    "p-anneal": _Kind("weight", 0.1, lambda weight: recipes.PAnneal(weight)),
 }
 
 

@@ -65,9 +65,10 @@ def _context(context: Context, largest: float, width: int, colour: bool) -> str:
     for at in range(first, last + 1):
         text = shown[at] or "∅"
         if marked[at]:
-            space = " " if text[:1] == " " and not colour else ""
+            space = " " if text[:1] == " " and len(text) > 1 else ""
             text = text.removeprefix(space)
-            text = _shaded(text, abs(context.values[at]) / (largest or 1)) if colour else f"{space}[{text}]"
+            strength = abs(context.values[at]) / (largest or 1)
+            text = space + (_shaded(text, strength) if colour else f"[{text}]")
         parts.append(text)
     return "".join(parts)
 
