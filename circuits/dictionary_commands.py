@@ -93,7 +93,9 @@ def inspect(asked: Inspection, *, out: str | None, progress: bool | None, say: S
     if out is None:
         return _show(found, say)
     target = writable(Path(out).parent) / Path(out).name
-    about = f"{described(model, name)}. Text: {asked.text or before.get('text') or 'its own'}."
+    source = asked.text or before.get("text") or "own"
+    text_name = "its own" if source == "own" else Path(source).name
+    about = f"{described(model, name)}. Text: {text_name}, {text.numel():,} tokens."
     save_page(target, found, title=f"Features of {visible(Path(asked.source).name)}", about=about)
     say(f"Written to {target}: {len(found)} feature{'s' if len(found) > 1 else ''}.")
 
