@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -23,10 +23,10 @@ from .coders import SparseCoder
 from .pairs import Pairs
 from .pool import Pool
 from .recipes import Recipe, Step
-from .recipes.topk import largest
+from .trainee import Trainee, revival
 
 
-class Learner:
+class Learner(Trainee):
     """A dictionary in training, in the centred and scaled units of the pool.
 
     The autoencoder's decoder bias is also subtracted from its input.
@@ -68,22 +68,8 @@ class Learner:
         self.prefixes = recipe.prefixes(n_features)
         self.weights = recipe.weights(x[:few] @ self.W_enc.T)  # the recipe's own
         self.memory = {name: value.to(device) for name, value in recipe.memory().items()}
-        self.parameters = [
-            weight.requires_grad_()
-            for weight in (
-                self.W_enc,
-                self.b_enc,
-                self.W_dec,
-                self.b_dec,
-                self.W_skip,
-                *self.weights.values(),
-            )
-            if weight is not None
-        ]
-        self.optimizer = torch.optim.Adam(self.parameters, fused=device.type in ("cpu", "cuda"))
-        self.silent = torch.zeros(n_features, dtype=torch.long, device=device)  # steps since last active
-        self.fvu: Tensor | None = None  # running means
-        self.l0: Tensor | None = None
+        trained = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.W_skip, *self.weights.values())
+        self.begin([weight for weight in trained if weight is not None], [self.W_dec], n_features)
 
     def _first_scale(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> float:
         """The factor on the encoder with which the untrained dictionary predicts best."""
@@ -94,7 +80,19 @@ class Learner:
         )
         return ((predicted * y).sum() / predicted.square().sum()).clamp(min=1e-3).item()
 
-    @torch.enable_grad()
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (self.reads, self.writes)
+
+    @property
+    def name(self) -> str:
+        return self.writes.name
+
+    def batch_loss(
+        self, batch: Mapping[Site, Tensor], progress: float, *, auxk: float, dead_after: int
+    ) -> Tensor:
+        return self.loss(batch[self.reads], batch[self.writes], progress, auxk=auxk, dead_after=dead_after)
+
     def step(
         self,
         x: Float[Tensor, "token d_in"],
@@ -105,20 +103,9 @@ class Learner:
         auxk: float = 1 / 32,
         dead_after: int = 200,
     ) -> None:
-        """One step of the optimiser on one batch."""
-        loss = self.loss(x, y, progress, auxk=auxk, dead_after=dead_after)
-        self.optimizer.zero_grad()
-        loss.backward()
-        unit = self.recipe.unit_decoder
-        with torch.no_grad():
-            if unit and self.W_dec.grad is not None:  # only the part that turns rows, not what stretches them
-                self.W_dec.grad -= (self.W_dec.grad * self.W_dec).sum(-1, keepdim=True) * self.W_dec
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            if unit:
-                self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True)
+        """One step of the optimiser, on what is read and what is to be written."""
+        batch = {self.writes: y} if self.tied else {self.reads: x, self.writes: y}
+        self.advance(batch, progress, lr=lr, auxk=auxk, dead_after=dead_after)
 
     def loss(
         self,
@@ -158,10 +145,10 @@ class Learner:
         error = errors[-1]
         fvu = error.square().sum() / y.numel()
         loss = torch.stack([e.square().sum() for e in errors]).mean() / y.numel() if errors[1:] else fvu
-        self._count(active, l0, fvu.detach())
+        self.count(active, l0, fvu.detach())
         dead = (self.silent > dead_after).nonzero()[:, 0]
         if auxk and len(dead):
-            penalty = penalty + auxk * self._revival(x, bias, error.detach(), dead)
+            penalty = penalty + auxk * revival(x, self.W_enc, bias, self.W_dec, error.detach(), dead)
         return loss + penalty
 
     def _by_prefix(
@@ -178,31 +165,6 @@ class Learner:
     def _unexplained(self, wanted: Tensor, features: Tensor) -> Tensor:
         """The share of variance that other features leave of what is wanted, the decoder held fixed."""
         return (wanted - features @ self.W_dec.detach()).square().sum() / wanted.numel()
-
-    def _revival(self, x: Tensor, bias: Tensor, error: Tensor, dead: Int[Tensor, " dead"]) -> Tensor:
-        """The share of the error that the dead features leave, weighted down where they are few."""
-        k = max(1, error.shape[-1] // 2)
-        z = torch.addmm(bias[dead], x, self.W_enc[dead].T).relu()
-        if len(dead) > k:
-            z = z * (z >= largest(z, k))
-        left = (error - z @ self.W_dec[dead]).square().sum()
-        return left / error.square().sum().clamp(min=1e-12) * min(1.0, len(dead) / k)
-
-    def _count(self, active: Tensor, l0: Tensor, fvu: Tensor) -> None:
-        self.silent += 1
-        self.silent[active] = 0
-        self.fvu = fvu if self.fvu is None else self.fvu.lerp(fvu, 0.02)
-        self.l0 = l0 if self.l0 is None else self.l0.lerp(l0, 0.02)
-
-    def state(self, dead_after: int) -> dict[str, float]:
-        """Running means of the fraction of variance unexplained and of L0, and the share of dead features."""
-        assert self.fvu is not None and self.l0 is not None
-        if not self.fvu.isfinite():
-            raise FloatingPointError(
-                f"Training at {self.writes} diverged: the loss is not finite. Try a smaller lr."
-            )
-        dead = (self.silent > dead_after).float().mean()
-        return {"fvu": self.fvu.item(), "l0": self.l0.item(), "dead": dead.item()}
 
     @torch.no_grad()
     def finished(self, pool: Pool, meta: dict[str, Any]) -> SparseCoder:
@@ -235,35 +197,6 @@ class Learner:
         )
         norms = coder.W_dec.norm(dim=-1)
         return coder if self.recipe.unit_decoder else coder.scale_latents(norms.where(norms > 0, 1.0))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that it carries from step to step, by names that `restore` knows."""
-        found = {f"weight {i}": weight.detach() for i, weight in enumerate(self.parameters)}
-        for i, weight in enumerate(self.parameters):
-            moments = self.optimizer.state[weight]
-            found |= {f"adam {i} {name}": value for name, value in moments.items()}
-        found |= {f"memory {name}": value for name, value in self.memory.items()}
-        found |= {name: value for name in _COUNTS if (value := getattr(self, name)) is not None}
-        return found
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what `tensors` gave."""
-        with torch.no_grad():
-            for i, weight in enumerate(self.parameters):
-                weight.copy_(tensors[f"weight {i}"])
-                start = f"adam {i} "
-                self.optimizer.state[weight] = {
-                    name.removeprefix(start): value.clone().to(weight.device if value.ndim else value.device)
-                    for name, value in tensors.items()
-                    if name.startswith(start)
-                }
-        device = self.b_enc.device
-        self.memory = {name: tensors[f"memory {name}"].to(device) for name in self.memory}
-        for name in _COUNTS:
-            setattr(self, name, tensors[name].to(device) if name in tensors else None)
-
-
-_COUNTS = ("silent", "fvu", "l0")
 
 
 def linear_map(

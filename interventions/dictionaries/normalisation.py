@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,6 +34,7 @@ class Normalise(ABC):
 class RescaleNorm(Normalise):
     """Every token is brought to the norm `sqrt(d_in)`.
 
+    >>> import torch
     >>> RescaleNorm()(torch.tensor([3.0, 4.0]))
     tensor([0.8485, 1.1314])
     """
@@ -52,8 +52,9 @@ class RescaleNorm(Normalise):
 class LayerNorm(Normalise):
     """Every token has its mean subtracted and is divided by its unbiased standard deviation plus `eps`.
 
-    Gao et al. 2024, arXiv 2406.04093, and their code: the deviation alone is what the output is multiplied by.
+    Gao et al. 2024, arXiv 2406.04093, and their code. The output is multiplied by the deviation alone.
 
+    >>> import torch
     >>> LayerNorm()(torch.tensor([1.0, 2.0, 3.0]))
     tensor([-1.0000,  0.0000,  1.0000])
     """

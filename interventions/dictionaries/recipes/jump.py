@@ -53,7 +53,7 @@ class TargetL0(Sparsity):
     """`weight * (L0 / l0 - 1) ** 2`: aims at so many active features."""
 
     l0: float
-    weight: float = 1.0
+    weight: float = 3.0
 
     def __call__(self, l0: Tensor) -> Tensor:
         return self.weight * (l0 / self.l0 - 1).square()
@@ -67,7 +67,7 @@ class TargetL0(Sparsity):
 class QuadraticL0(TargetL0):
     """`weight * 2 / l0 * (L0 - l0) ** 2`, as Gemma Scope 2 was trained."""
 
-    weight: float = 0.03
+    weight: float = 0.1
 
     def __call__(self, l0: Tensor) -> Tensor:
         return self.weight * 2 / self.l0 * (l0 - self.l0).square()

@@ -101,8 +101,12 @@ class Gated(L1):
 
     Rajamanoharan et al. 2024, arXiv 2404.16014. The penalty is on the gates alone, and magnitudes are free of
     it; gates learn by a second reconstruction from them, through a decoder that it does not train. The
-    finished dictionary is the JumpReLU dictionary that computes the same (`SparseCoder.gated`).
+    finished dictionary is the JumpReLU dictionary that computes the same (`SparseCoder.gated`). Two
+    reconstructions stand against one penalty, so that useful weights are larger than for L1: 0.2 to 1.
     """
+
+    # Were rows free, they would shrink under the penalty and magnitudes make up for it: it would do nothing.
+    unit_decoder = True
 
     def weights(self, z: Tensor) -> dict[str, Tensor]:
         return {"r_mag": torch.zeros_like(z[0]), "b_mag": torch.zeros_like(z[0])}
