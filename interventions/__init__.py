@@ -2,6 +2,7 @@
 
 from .acts import Acts, Dictionary, Identity, Transcoder
 from .dictionaries import SparseCoder
+from .dictionaries.stream import activations
 from .edits import Ablate, Add, Clamp, Intervention, Patch
 from .model import Model
 from .sites import Layout, Site
@@ -22,6 +23,7 @@ __all__ = [
     "Site",
     "SparseCoder",
     "Transcoder",
+    "activations",
     "applied",
     "run",
 ]

@@ -379,9 +379,9 @@ def test_dictionaries_trained_on_a_model_beat_its_mean_and_fit_a_table():
     assert len(table(qualities).splitlines()) == 4
 
 
-@pytest.mark.parametrize(
-    ("tokens", "sites"), [(torch.zeros(2, 3).long(), "resid.0"), (["a text"], ["resid.0"])]
-)
-def test_a_bare_site_and_texts_are_refused(tokens, sites):
+def test_a_bare_site_and_texts_without_a_tokenizer_are_refused():
+    options = {"n_features": 8, "recipe": recipes.TopK(2)}
     with pytest.raises(TypeError, match="Pass a list of sites, and tokens"):
-        train(tiny("gpt2"), tokens, sites, n_features=8, recipe=recipes.TopK(2))
+        train(tiny("gpt2"), torch.zeros(2, 3).long(), "resid.0", **options)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        train(tiny("gpt2"), ["a text"], ["resid.0"], **options)

@@ -16,7 +16,9 @@ from .cross_layer import CrossLayer, CrossLayerTranscoder
 from .evaluation import Quality, quality, table
 from .files import save
 from .formats import export_saelens, export_sparsify, fvu, load
+from .jobs import Job, train_jobs
 from .normalisation import LayerNorm, RescaleNorm
+from .texts import own_samples
 from .training import train
 from .units import Units
 
@@ -28,6 +30,7 @@ __all__ = [
     "CrossLayer",
     "CrossLayerTranscoder",
     "GroupMax",
+    "Job",
     "JumpReLU",
     "LayerNorm",
     "Quality",
@@ -41,9 +44,11 @@ __all__ = [
     "export_sparsify",
     "fvu",
     "load",
+    "own_samples",
     "quality",
     "recipes",
     "save",
     "table",
     "train",
+    "train_jobs",
 ]

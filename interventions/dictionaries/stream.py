@@ -177,7 +177,8 @@ class Activations(Iterator[dict[Site, Float[Tensor, "token d_model"]]]):
         """Activations of all sites over the next text; None at the end of an epoch."""
         if self._reading is None:
             self._reading = self.text.batches(self._epoch, self._position)
-        for tokens, self._position in self._reading:
+        for tokens, position in self._reading:
+            self._position = position
             keep = torch.isin(tokens.cpu().flatten(), self._ignore, invert=True)
             if not keep.any():
                 continue
@@ -204,14 +205,16 @@ class Activations(Iterator[dict[Site, Float[Tensor, "token d_model"]]]):
             "order": self._order,
         }
 
-    def contents(self) -> dict[str, Tensor]:
-        """What is held, by site, in the order it had when `fills` last changed."""
-        back = self._order.argsort()
-        return {site.name: held[back.to(held.device)] for site, held in self.held.items()}
+    def content(self, site: Site) -> Float[Tensor, "token d_model"]:
+        """What is held at a site, in the order it had when `fills` last changed."""
+        held, n = self.held[site], len(self._order)
+        if torch.equal(self._order, torch.arange(n)):
+            return held
+        return held[self._order.argsort().to(held.device)]
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs: plain values and tensors."""
-        return {**self.progress(), "contents": self.contents()}
+        return {**self.progress(), "contents": {site.name: self.content(site) for site in self.held}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state of a stream of the same model, sites, text and settings.

@@ -1,4 +1,4 @@
-"""Text that can be read again, and from any point on: rows of tokens, prose to be cut, a model's own samples."""
+"""Text that can be read again, and from any point on; and what a model writes by itself."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..model import Model
+from ..observation import sample
 
 _READ = 2**13  # positions per forward pass where rows can be chosen freely
 _AT_ONCE = 256  # rows sampled at a time
@@ -142,8 +143,8 @@ def own_samples(
     """What the model writes by itself: rows of `length` tokens, sampled at a temperature, without end.
 
     They go on from `begin`; by default from the tokenizer's or the model's beginning of text, or from a
-    random token where there is none. Models of transformers sample with their cache; in others, every token
-    is a pass over those before it.
+    random token where there is none. Models whose own `generate` has the odds of their logits sample by it;
+    in others, every token takes a pass over all before it.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=16)
@@ -154,12 +155,12 @@ def own_samples(
     if temperature <= 0:
         raise ValueError(f"The temperature is above 0, not {temperature}.")
     devices = [model.device] if model.device.type == "cuda" else []
-    parts = []
+    parts, alone = [], _generates(model)
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         first = _begun(model, rows) if begin is None else begin.expand(rows, -1)
         for start in first.split(_AT_ONCE):
-            parts.append(_continued(model, start.to(model.device), length, temperature).cpu())
+            parts.append(_continued(model, start.to(model.device), length, temperature, alone).cpu())
     return torch.cat(parts)
 
 
@@ -173,20 +174,40 @@ def _begun(model: Model, rows: int) -> Int[Tensor, "row 1"]:
     return torch.randint(words, (rows, 1))
 
 
-def _continued(model: Model, tokens: Tensor, length: int, temperature: float) -> Int[Tensor, "row pos"]:
-    new = length - tokens.shape[1]
-    if new > 0 and hasattr(model.module, "generate"):
-        return model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            min_new_tokens=new,
-            max_new_tokens=new,
-            do_sample=True,
-            temperature=float(temperature),
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=None,
+def _generates(model: Model) -> bool:
+    """Whether the module's own `generate` draws from what its logits say; a cache may change those."""
+    if not hasattr(model.module, "generate"):
+        return False
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        out: Any = _generated(
+            model, sample(model.module, 2, 3), 5, output_scores=True, return_dict_in_generate=True
         )
+    scores = torch.stack(out.scores, 1).float().log_softmax(-1)
+    expected = model.logits(out.sequences)[:, 2:-1].float().log_softmax(-1)
+    return scores.shape == expected.shape and torch.allclose(scores, expected, rtol=1e-2, atol=1e-2)
+
+
+def _generated(model: Model, tokens: Tensor, new: int, *, temperature: float = 1.0, **options: Any) -> Any:
+    return model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        min_new_tokens=new,
+        max_new_tokens=new,
+        do_sample=True,
+        temperature=float(temperature),
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=None,
+        **options,
+    )
+
+
+def _continued(
+    model: Model, tokens: Tensor, length: int, temperature: float, alone: bool
+) -> Int[Tensor, "row pos"]:
+    new = length - tokens.shape[1]
+    if new > 0 and alone:
+        return _generated(model, tokens, new, temperature=temperature)
     for _ in range(new):
         odds = (model.logits(tokens, last=1)[:, -1].float() / temperature).softmax(-1)
         tokens = torch.cat([tokens, torch.multinomial(odds, 1)], dim=1)
