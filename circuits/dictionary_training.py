@@ -8,25 +8,28 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
-from interventions.dictionaries import SparseCoder, load, quality, recipes, save
+from interventions.dictionaries import SparseCoder, quality, recipes, save
 from interventions.dictionaries import table as quality_table
+from interventions.dictionaries.jobs import Job, train_jobs
 from interventions.dictionaries.recipes import Recipe
 from interventions.model import Model
 
 from .annotations import visible
 from .dictionary_commands import fitting
-from .files import read_json, writable
+from .files import read_json, writable, write_tensors
 from .question import Say, checked_device, described, loaded_dictionaries, loaded_model, whole_path
 from .record import Clock, interruptible, write_json
+from .site_pairs import described_pairs, site_pairs
 from .text import rows
 
 _HELD_OUT = 32_768  # tokens at most
+_EVERY = 500  # steps between two checkpoints
 _FILES = ("settings.json", "metrics.jsonl", "quality.json", "index.json")
 _OURS = re.compile(r"-[0-9a-f]{12}\.safetensors$")
 
@@ -95,22 +98,14 @@ def train(
     model = loaded_model(training.model, device=training.device, dtype=training.dtype)
     pairs = site_pairs(model, training.sites)
     widths = _widths(model, pairs, training)
+    jobs = _jobs(pairs, widths, recipe, training)
     say(f"Model         {described(model, training.model)}")
-    say(f"Dictionaries  {_said(pairs, widths)}, {training.recipe} with {_sparsity(training)}")
+    say(f"Dictionaries  {described_pairs(pairs, widths)}, {training.recipe} with {_sparsity(training)}")
     context = training.context or fitting(model, 256)
     with interruptible("Nothing was trained."):
-        n = math.ceil(training.tokens / context)
-        text = rows(
-            model, training.text or "own", context=context, n=n + _held_out(n, context), progress=progress
-        )
-    held_out = min(_held_out(n, context), max(1, len(text) // 10))
-    text, unseen = text[:-held_out], text[-held_out:]
-    if not len(text):
-        raise ValueError(
-            f"{training.text} holds one row of {context} tokens, and some must be held out to test on."
-        )
-    tokens = f"{text.numel():,} tokens to train on, {unseen.numel():,} to test on"
-    say(f"Text          {_source(training)}: {tokens}")
+        text, unseen = _texts(model, training, folder, context, progress, done=done)
+    tokens = f"{text.numel():,} tokens to train on, " if not done else ""
+    say(f"Text          {_source(training)}: {tokens}{unseen.numel():,} to test on")
     clock.lap("loading")
     homes = {seed: folder if len(training.seeds) == 1 else folder / f"seed-{seed}" for seed in training.seeds}
     record = {"command": command, "options": _options(training)}
@@ -118,10 +113,12 @@ def train(
         say(f"\nTrained already: the dictionaries are in {folder}; --fresh trains them anew.")
     else:
         write_json(folder / "settings.json", {"train": record})
-        count = len(pairs) * len(homes)
-        say(f"\nTraining {count} dictionar{'ies' if count > 1 else 'y'}, {training.steps:,} steps ...")
+        begun = folder / "checkpoint" / "training.json"
+        step = read_json(begun).get("step", 0) if begun.exists() else 0
+        steps = f"{training.steps:,} steps" if not step else f"from step {step:,} of {training.steps:,} on"
+        say(f"\nTraining {len(jobs)} dictionar{'ies' if len(jobs) > 1 else 'y'}, {steps} ...")
         with interruptible(f"The same command goes on from {folder / 'checkpoint'}."):
-            found = _trained(model, text, pairs, widths, recipe, training, folder, progress)
+            found = _trained(model, text, jobs, training, folder, progress)
         for seed, home in homes.items():
             save(found[seed], home)
         _remove(folder / "checkpoint")
@@ -138,42 +135,6 @@ def train(
     say(f"\nWritten to {folder} after {clock}.")
     first = next(iter(homes.values()))
     say(f"`circuits dictionaries inspect {first} --top 20 --out page.html` shows features.")
-
-
-def site_pairs(model: Model, sites: Sequence[str]) -> list[tuple[str, str]]:
-    """What each dictionary reads and writes, from names, patterns and pairs of them.
-
-    In a pair of patterns, the stars on the right stand for what those on the left stand for.
-
-    Raises:
-        LookupError: no such site.
-        ValueError: two dictionaries that would write the same site.
-    """
-    pairs: list[tuple[str, str]] = []
-    for given in sites:
-        reads, arrow, writes = (part.strip() for part in given.partition("->"))
-        named = [name for name in model.sites if fnmatchcase(name, reads)]
-        if not named:
-            named = [model.site(reads).name]  # also those that have a name without being listed
-        for name in named:
-            pairs.append((name, _filled(reads, name, writes) if arrow else name))
-    for _, writes in pairs:
-        model.site(writes)
-    written = [writes for _, writes in pairs]
-    twice = next((name for name in written if written.count(name) > 1), None)
-    if len(set(pairs)) < len(pairs):
-        pairs = list(dict.fromkeys(pairs))
-    elif twice:
-        raise ValueError(f"Two dictionaries would write {twice}; train them into different folders.")
-    return pairs
-
-
-def _filled(pattern: str, name: str, other: str) -> str:
-    """`other` with its stars filled in as those of `pattern` are in `name`."""
-    match = re.fullmatch(re.escape(pattern).replace(r"\*", "(.*)"), name)
-    for part in match.groups() if match else ():
-        other = other.replace("*", part, 1)
-    return other
 
 
 def _widths(model: Model, pairs: Sequence[tuple[str, str]], training: Training) -> dict[str, int]:
@@ -200,36 +161,72 @@ def _sparsity(training: Training) -> str:
     return f"{kind.option} {kind.default if value is None else value:g}"
 
 
-def _trained(
-    model: Model, text: Tensor, pairs: Sequence[tuple[str, str]], widths: Mapping[str, int], recipe: Recipe,
-    training: Training, folder: Path, progress: bool | None,
-) -> dict[int, dict[str, SparseCoder]]:  # fmt: skip
-    from interventions.dictionaries import train as learned
+def _jobs(
+    pairs: Sequence[tuple[str, str]], widths: Mapping[str, int], recipe: Recipe, training: Training
+) -> dict[tuple[int, str], Job]:
+    """What is to be trained, by seed and by the site that it writes."""
+    return {
+        (seed, writes): Job(
+            writes, widths[writes], recipe, reads=reads, skip=training.skip and reads != writes,
+            lr=training.lr, seed=seed,
+        )
+        for seed in training.seeds
+        for reads, writes in pairs
+    }  # fmt: skip
 
-    found: dict[int, dict[str, SparseCoder]] = {}
-    for seed in training.seeds:
-        found[seed] = {}
-        for width in dict.fromkeys(widths.values()):
-            kept = folder / "checkpoint" / f"seed-{seed}-{width}"
-            if (kept / "index.json").exists():
-                found[seed] |= load(kept, device=model.device)
-                continue
-            made = learned(
-                model,
-                text,
-                [pair for pair in pairs if widths[pair[1]] == width],
-                n_features=width,
-                recipe=recipe,
-                steps=training.steps,
-                batch_size=training.batch_size,
-                lr=training.lr,
-                skip=training.skip,
-                ignore=getattr(model.tokenizer, "all_special_ids", ()),
-                seed=seed,
-            )
-            save(made, kept)
-            found[seed] |= made
+
+def _trained(
+    model: Model, text: Tensor, jobs: Mapping[tuple[int, str], Job], training: Training, folder: Path,
+    progress: bool | None,
+) -> dict[int, dict[str, SparseCoder]]:  # fmt: skip
+    """The dictionaries by seed and by the site that they write."""
+    several = len(training.seeds) > 1
+    names = {(seed, writes): f"seed-{seed}/{writes}" if several else writes for seed, writes in jobs}
+    try:
+        made = train_jobs(
+            model,
+            text,
+            {names[key]: job for key, job in jobs.items()},
+            steps=training.steps,
+            batch_size=training.batch_size,
+            ignore=getattr(model.tokenizer, "all_special_ids", ()),
+            checkpoint=folder / "checkpoint",
+            every=_EVERY,
+            keep_checkpoint=True,  # until what was learned is saved
+            log=folder / "metrics.jsonl",
+            progress=progress,
+        )
+    except ValueError:
+        if not (folder / "checkpoint" / "training.json").exists():
+            _discard(folder)  # nothing was begun, so other options are no other training
+        raise
+    found: dict[int, dict[str, SparseCoder]] = {seed: {} for seed in training.seeds}
+    for (seed, writes), name in names.items():
+        found[seed][writes] = made[name]
     return found
+
+
+def _texts(
+    model: Model, training: Training, folder: Path, context: int, progress: bool | None, *, done: bool
+) -> tuple[Tensor, Tensor]:
+    """Rows of tokens to train on (none where that is done), and others to test on."""
+    source = training.text or "own"
+    n = math.ceil(training.tokens / context)
+    held_out = max(1, min(n // 10, _HELD_OUT // context))
+    if source == "own":
+        unseen = rows(model, source, context=context, n=held_out, seed=1, progress=progress)
+        kept = folder / "checkpoint" / "text.safetensors"
+        if done or kept.exists():
+            return (unseen[:0] if done else load_file(kept)["tokens"].long()), unseen
+        text = rows(model, source, context=context, n=n, progress=progress)
+        writable(kept.parent)
+        write_tensors(kept, {"tokens": text.int()})
+        return text, unseen
+    text = rows(model, source, context=context, n=n + held_out, progress=progress)
+    held_out = min(held_out, max(1, len(text) // 10))
+    if len(text) == held_out:
+        raise ValueError(f"{source} holds one row of {context} tokens, and some must be held out to test on.")
+    return text[:-held_out], text[-held_out:]
 
 
 # --- what is in the folder ----------------------------------------------------------------------------------
@@ -295,19 +292,6 @@ def _numbers(measured: Any) -> dict[str, Any]:
     return {**found, **{name: getattr(measured, name) for name in worked_out}}
 
 
-def _said(pairs: Sequence[tuple[str, str]], widths: Mapping[str, int]) -> str:
-    names = [writes if reads == writes else f"{reads}->{writes}" for reads, writes in pairs]
-    stems = list(dict.fromkeys(re.sub(r"\.\d+(?=$|->)", ".*", visible(name)) for name in names))
-    sizes = sorted(set(widths.values()))
-    features = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    where = names[0] if len(names) == 1 else f"{len(names)} sites: {', '.join(stems)}"
-    return f"at {where}; {features} features"
-
-
 def _source(training: Training) -> str:
     text = training.text or "own"
     return "the model's own" if text == "own" else visible(Path(text).name)
-
-
-def _held_out(n: int, context: int) -> int:
-    return max(1, min(n // 10, _HELD_OUT // context))

@@ -12,12 +12,14 @@ import torch
 
 from circuits import dictionary_commands, dictionary_options, dictionary_training, embedded
 from circuits.__main__ import main
-from circuits.dictionary_training import RECIPES, Training, site_pairs
+from circuits.dictionary_training import RECIPES, Training
 from circuits.parser import parser
 from circuits.question import loaded_dictionaries, part
+from circuits.site_pairs import site_pairs
 from circuits.text import rows
 from interventions.dictionaries import SparseCoder, load, quality, save
 from interventions.dictionaries.activations import TopK
+from interventions.dictionaries.learner import Learner
 from interventions.dictionaries.measures import overlap
 
 TINY = ["--steps", "30", "--tokens", "2k", "--context", "24", "--batch-size", "64", "--features", "96"]
@@ -292,7 +294,11 @@ def test_of_a_larger_dictionary_it_is_said_how_much_is_new(tmp_path, said):
         (["train", "--features", "9", "--expansion", "8"], "not allowed with argument"),
         (["train", "--recipe", "magic"], "invalid choice: 'magic'"),
         (["train", "--device", "cupboard"], "No device 'cupboard'"),
-        (["train", "--features", "8", "--tokens", "2k", "--sites", "resid.1"], "k"),
+        (["train", "--features", "8", "--sites", "resid.1"], "needs more than 8 features to choose from"),
+        (
+            ["train", "--tokens", "1k", "--batch-size", "5000"],
+            "A batch of 5000 positions needs a larger pool",
+        ),
         (["inspect", "/nowhere"], "/nowhere"),
         (["inspect", "embedded", "--feature", "3"], "Feature 3 of which site? Give --site, or embed/3."),
         (["inspect", "embedded", "--feature", "x"], "'x' is no feature"),
@@ -311,7 +317,7 @@ def test_a_mistake_is_one_line_that_says_what_would_do(argv, says, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     line = mistake(*argv)
     assert line.startswith("circuits: error: ") and says in line
-    assert not list(tmp_path.glob("**/*.safetensors"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing stands in another try's way
 
 
 def test_features_of_dictionaries_from_elsewhere_need_a_model(tmp_path, mistake):
@@ -342,28 +348,59 @@ def test_an_interruption_says_how_to_go_on(tmp_path, corpus, monkeypatch, mistak
     assert line == f"circuits: Interrupted. The same command goes on from {tmp_path / 'checkpoint'}."
 
 
-def test_an_interrupted_training_goes_on_to_the_same_dictionaries(trained, corpus, tmp_path, monkeypatch):
-    import interventions.dictionaries as library
+def test_an_interrupted_training_goes_on_to_the_same_dictionaries(
+    trained, corpus, tmp_path, monkeypatch, said
+):
+    steps: list[int] = []
 
-    calls: list[int] = []
-
-    def learned(*args, original=library.train, **settings):
-        if len(calls) == 1:
-            calls.append(-1)
+    def step(self, *args, original=Learner.step, **settings):
+        steps.append(1)
+        if len(steps) == 50:
             raise KeyboardInterrupt
-        calls.append(settings["seed"])
-        return original(*args, **settings)
+        return original(self, *args, **settings)
 
-    monkeypatch.setattr(library, "train", learned)
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(dictionary_training, "_EVERY", 5)
     argv = ["train", "--text", corpus, "--sites", "resid.1", "mlp_in.0->mlp.0", "--skip", *TINY]
-    argv += ["--k", "4", "--seeds", "0,1", "--out", tmp_path, "-q"]
+    argv += ["--k", "4", "--seeds", "0,1", "--out", tmp_path]
     assert dictionaries(*argv) == 130
-    assert dictionaries(*argv) == 0
-    assert calls == [0, -1, 1]
+    assert (tmp_path / "checkpoint").exists() and not list(tmp_path.glob("**/index.json"))
+    steps[:] = [1] * 50
+    assert "from step 10 of 30 on" in said(*argv)
+    assert len(steps) - 50 == 4 * (30 - 10)  # from step 10 on, for four dictionaries
     assert not (tmp_path / "checkpoint").exists()
     for seed in (0, 1):
         before, after = (load(folder / f"seed-{seed}") for folder in (trained, tmp_path))
         assert {n: d.fingerprint for n, d in before.items()} == {n: d.fingerprint for n, d in after.items()}
+
+
+def test_what_a_model_wrote_is_not_written_again_after_an_interruption(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    argv = ["train", "--sites", "resid.1", *TINY, "--k", "4", "--out", tmp_path, "-q"]
+    with monkeypatch.context() as patched:
+        patched.setattr(dictionary_training, "_trained", stop)
+        assert dictionaries(*argv) == 130
+    asked = []
+
+    def counted(*args, **settings):
+        asked.append(settings["n"])
+        return rows(*args, **settings)
+
+    monkeypatch.setattr(dictionary_training, "rows", counted)
+    assert dictionaries(*argv) == 0
+    assert asked == [8]  # those to test on
+    assert dictionaries(*argv) == 0
+    assert asked == [8, 8]
+
+
+def test_metrics_are_logged_as_lines_of_json(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert {line["name"] for line in lines} == {
+        f"seed-{i}/{site}" for i in (0, 1) for site in ("resid.1", "mlp.0")
+    }
+    assert all(0 < line["fvu"] < 2 and line["step"] == 30 for line in lines)
 
 
 # --- another model ------------------------------------------------------------------------------------------
