@@ -166,12 +166,12 @@ def contestants(k: int, n_features: int) -> Contestants:
         },
         "BatchTopK": {**mine("BatchTopK", k), "sae-lens": lens("BatchTopK", k=float(k))},
         "Matryoshka": {
-            **mine("Matryoshka", k, widths=(*widths, n_features)),
+            **mine("Matryoshka", k, widths=widths),
             "sae-lens": lens("MatryoshkaBatchTopK", k=float(k), matryoshka_widths=widths),
         },
         "ReLU + L1": {**mine("L1", 0.1), "sae-lens": lens("Standard", l1_coefficient=0.1)},
         "Gated": {**mine("Gated", 0.1), "sae-lens": lens("Gated", l1_coefficient=0.1)},
-        "JumpReLU": {**mine("JumpReLU", 1e-3), "sae-lens": lens("JumpReLU", l0_coefficient=1e-3)},
+        "JumpReLU": {**mine("JumpReLU", k), "sae-lens": lens("JumpReLU", l0_coefficient=1e-3)},
         "transcoder": {**mine("TopK", k, transcode=True), "sparsify": eleuther(transcode=True)},
         "skip transcoder": {
             **mine("TopK", k, transcode=True, skip=True),

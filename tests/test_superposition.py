@@ -203,21 +203,56 @@ def _text(n_features: int) -> torch.Tensor:
     return torch.randint(n_features, (128, 256), generator=RANDOM().manual_seed(0))
 
 
-def _trained(recipe: Any, **options: Any) -> SparseCoder:
-    given = {"n_features": 64, "steps": 800, "batch_size": 256, "lr": 3e-3, **options}
-    model = Model.load(WORLD.module(2**14))
-    return train(model, _text(64), ["embed"], recipe=recipe, **given)["embed"]
-
-
-@pytest.mark.parametrize(
+TRAINED = Superposition(64, 96, active=4.0)
+ARCHITECTURES = pytest.mark.parametrize(
     "recipe",
-    [recipes.TopK(3), recipes.BatchTopK(3), recipes.L1(0.2)],
+    [
+        recipes.L1(0.2),
+        recipes.PAnneal(0.2),
+        recipes.Gated(0.6),
+        recipes.TopK(4, start=12),
+        recipes.BatchTopK(4),
+        recipes.Matryoshka(4, widths=(1 / 2,)),
+        recipes.JumpReLU(4),
+    ],
     ids=lambda recipe: type(recipe).__name__,
 )
+
+
+def _trained(recipe: Any, **options: Any) -> SparseCoder:
+    given = {"batch_size": 256, "lr": 4e-3, "dead_after": 50, **options}
+    model = Model.load(TRAINED.module(2**14))
+    return train(model, _text(96), ["embed"], recipe=recipe, **given)["embed"]
+
+
+@ARCHITECTURES
 def test_every_architecture_finds_the_true_features(recipe):
-    found = recovery(_trained(recipe), WORLD.features, *_drawn(WORLD, seed=1))
+    coder = _trained(recipe, n_features=128, steps=500)
+    found = recovery(coder, TRAINED.features, *_drawn(TRAINED, seed=1))
     assert found.cosine > 0.9
-    assert found.f1 > 0.5
+    assert found.f1 > 0.6
+
+
+@pytest.mark.slow
+@ARCHITECTURES
+def test_every_architecture_finds_the_true_features_with_no_more_room_than_these_take(recipe):
+    found = recovery(_trained(recipe, n_features=96, steps=3000), TRAINED.features, *_drawn(TRAINED, seed=1))
+    assert found.cosine > 0.9
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["transcoder", "skip transcoder"])
+def test_transcoders_find_what_features_write(skip):
+    known = TRAINED.map()
+    model = Model.load(known.module(2**14))
+    pair = [("mlp_in.0", "mlp.0")]
+    options = {"steps": 500, "batch_size": 256, "lr": 4e-3, "dead_after": 50}
+    coder = train(model, _text(96), pair, n_features=128, recipe=recipes.TopK(4), skip=skip, **options)[
+        "mlp.0"
+    ]
+    # what the skip path writes for a feature's direction is not left to the feature
+    carried = 0 if coder.W_skip is None else TRAINED.features @ coder.W_skip
+    (held,) = known.sample(4096, RANDOM().manual_seed(1))
+    assert recovery(coder, known.writes[0][0] - carried, held.x, held.strengths).cosine > 0.9
 
 
 def test_a_skip_path_carries_what_is_dense():
@@ -232,7 +267,7 @@ def test_a_skip_path_carries_what_is_dense():
         )["mlp.0"]  # fmt: skip
         error = held.y - coder(held.x)
         fvu[skip] = (error.square().sum() / (held.y - held.y.mean(0)).square().sum()).item()
-    assert fvu[True] < 0.7 * fvu[False]
+    assert fvu[True] < 0.8 * fvu[False]
 
 
 # the script of docs/superposition.md

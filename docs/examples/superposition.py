@@ -35,11 +35,20 @@ PAIRS = ("transcoder", "skip transcoder")
 KS = (3, 4, 8, 16, 20)
 SWEEPS: dict[str, Sequence[Any]] = {
     "ReLU + L1": [recipes.L1(weight) for weight in (0.06, 0.12, 0.24, 0.4, 0.62)],
+    "p-anneal": [recipes.PAnneal(weight) for weight in (0.05, 0.12, 0.25, 0.45)],
+    "Gated": [recipes.Gated(weight) for weight in (0.1, 0.2, 0.4, 0.8)],
     "TopK": [recipes.TopK(k) for k in KS],
     "BatchTopK": [recipes.BatchTopK(k) for k in KS],
+    "Matryoshka": [recipes.Matryoshka(k) for k in (4, 8, 16)],
+    "JumpReLU": [recipes.JumpReLU(l0) for l0 in (3, 8, 24)],
 }
 FAMILIES = replace(WORLD, active=6.0, parents=16, children=4)
-WAYS: dict[str, Any] = {"TopK": recipes.TopK(6), "BatchTopK": recipes.BatchTopK(6)}
+WAYS: dict[str, Any] = {
+    "TopK": recipes.TopK(6),
+    "BatchTopK": recipes.BatchTopK(6),
+    "JumpReLU": recipes.JumpReLU(6),
+    "Matryoshka": recipes.Matryoshka(6),
+}
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3")
 
 
@@ -134,8 +143,9 @@ def transcoders(
                     "mlp.0"
                 ]
                 seconds = time.perf_counter() - start
-                directions = known.writes[0][0] if skip else written
-                numbers = measured(coder, held.x, held.y, directions, held.strengths)
+                # what a feature still has to write where the skip path sees its direction
+                carried = 0 if coder.W_skip is None else known.sources[0].features @ coder.W_skip
+                numbers = measured(coder, held.x, held.y, written - carried, held.strengths)
                 points.append(Point(name, f"TopK(k={k})", seed, seconds=seconds, **numbers))
                 print(said(points[-1]), flush=True)
     return points
@@ -214,10 +224,11 @@ def spread(values: Sequence[float | None], *, deviation: bool = True) -> str:
 
 def said(point: Point) -> str:
     """A dictionary in one line."""
+    short = point.recipe.partition(",")[0].removesuffix(")") + ")"
     return (
-        f"{point.architecture:<16} {point.recipe:<42} seed {point.seed}: FVU {point.fvu:.3f}  "
-        f"L0 {point.l0:5.1f}  dead {point.dead:4.0%}  cosine {point.cosine:.3f}  found {point.found:4.0%}  "
-        f"F1 {point.f1:.2f}  {point.seconds:.0f} s"
+        f"{point.architecture:<16} {short:<22} seed {point.seed}: FVU {point.fvu:.3f}  L0 {point.l0:5.1f}  "
+        f"dead {point.dead:4.0%}  cosine {point.cosine:.3f}  found {point.found:4.0%}  F1 {point.f1:.2f}  "
+        f"{point.seconds:.0f} s"
     )
 
 
@@ -280,7 +291,7 @@ def main() -> None:
     new = frontier(WORLD, sweeps, seeds=args.seeds, **options)
     if not args.only or set(args.only) & set(PAIRS):
         noisy = replace(WORLD, noise=0.15)
-        new += transcoders(noisy, KS, seeds=args.seeds, linear=0.5, **options)
+        new += transcoders(noisy, (4, 8, 24), seeds=args.seeds, linear=0.5, **options)
     if not args.only or "families" in args.only:
         print("\n" + families(FAMILIES, WAYS, seeds=args.seeds, **options))
     fresh = {point.architecture for point in new}
