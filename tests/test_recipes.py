@@ -148,6 +148,35 @@ def test_gates_learn_from_their_own_reconstruction_and_leave_the_decoder_alone()
     torch.testing.assert_close(by_decoder, by_norms)
 
 
+@pytest.mark.parametrize("recipe", [recipes.Gated(0.3), recipes.L1(0.1), recipes.PAnneal(0.1)], ids=_name)
+def test_the_decoder_bias_of_an_autoencoder_has_the_gradient_of_the_loss(recipe):
+    """It is subtracted from the input too, and its gradient takes a way of its own.
+
+    Left out is the reconstruction from gates, which holds the decoder and its bias fixed.
+    """
+    learner, pool = _learner(recipe)
+    learner._unexplained = lambda wanted, features: 0 * features.sum()  # type: ignore[method-assign]
+    x = pool.batch(64)[learner.reads].double()
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        weight = getattr(learner, name).detach().double()
+        setattr(learner, name, (weight + 0.01 * torch.rand_like(weight)).requires_grad_())
+    learner.weights = {k: (v.detach() + 0.1).double().requires_grad_() for k, v in learner.weights.items()}
+
+    def loss() -> torch.Tensor:
+        return learner.loss(x, x, 0.5, auxk=0.0, dead_after=100)
+
+    (gradient,) = torch.autograd.grad(loss(), learner.b_dec)
+    h = 1e-7
+    for axis in range(4):
+        with torch.no_grad():
+            learner.b_dec[axis] += h
+            above = loss()
+            learner.b_dec[axis] -= 2 * h
+            below = loss()
+            learner.b_dec[axis] += h
+        assert gradient[axis].item() == pytest.approx((above - below).item() / (2 * h), rel=1e-3, abs=1e-7)
+
+
 def test_the_price_does_not_jump_when_p_falls():
     recipe = recipes.PAnneal(0.5, warmup=0, p=0.2, start=0.2, updates=4)
     z = torch.randn(64, 40, generator=torch.Generator().manual_seed(0)).abs()

@@ -39,6 +39,8 @@ class CrossLearner(Trainee):
         if len(recipe.prefixes(n_features)) > 1:
             raise ValueError(f"{recipe} asks for prefixes, which cross-layer transcoders do not have.")
         self.reads, self.writes = [r for r, _ in pairs], [w for _, w in pairs]
+        if len({site.width for site in self.writes}) > 1:
+            raise ValueError(f"The sites written must be of one width; these are {_widths(self.writes)}.")
         self.recipe = recipe
         digest = hashlib.sha256(f"{seed} {self.reads} {self.writes}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
@@ -144,3 +146,7 @@ class CrossLearner(Trainee):
         )
         reads, writes = ([site.name for site in sites] for sites in (self.reads, self.writes))
         return CrossLayerTranscoder(encoders, decoders, b_dec, reads=reads, writes=writes, meta=meta)
+
+
+def _widths(sites: Sequence[Site]) -> str:
+    return ", ".join(f"{site} ({site.width})" for site in sites)

@@ -130,7 +130,7 @@ class Learner(Trainee):
         if kept is None:
             norms = self.W_dec.norm(dim=-1) / y.shape[-1] ** 0.5
             unexplained = partial(self._unexplained, rest.detach())
-            step = Step(z, bias, norms, unexplained, self.weights, self.memory, progress)
+            step = Step(z, self.b_enc, norms, unexplained, self.weights, self.memory, progress)
             features, penalty = self.recipe.features(step)
             kept = features.detach() != 0
             active, l0 = kept.any(0), kept.sum() / len(x)

@@ -103,6 +103,7 @@ class Gated(L1):
     it; gates learn by a second reconstruction from them, through a decoder that it does not train. The
     finished dictionary is the JumpReLU dictionary that computes the same (`SparseCoder.gated`). Two
     reconstructions stand against one penalty, so that useful weights are larger than for L1: 0.2 to 1.
+    Two reconstructions stand against one penalty, so that useful weights are larger than for L1: 0.2 to 1.
     """
 
     # Were rows free, they would shrink under the penalty and magnitudes make up for it: it would do nothing.

@@ -22,7 +22,7 @@ class Step:
     """
 
     z: Float[Tensor, "token feature"]  # pre-activations
-    bias: Float[Tensor, " feature"]  # what they contain of the encoder's bias
+    bias: Float[Tensor, " feature"]  # the encoder's, which they contain
     norms: Float[Tensor, " feature"]  # of decoder rows, over the root of the width
     unexplained: Callable[[Tensor], Tensor]  # FVU of other features (token feature), the decoder held fixed
     weights: Mapping[str, Tensor]  # what the recipe trains beside the dictionary
