@@ -42,7 +42,7 @@ def dictionaries() -> dict[str, SparseCoder]:
     """
     from interventions.dictionaries import load
 
-    return load(HERE / "dictionaries")
+    return dict(load(HERE / "dictionaries"))
 
 
 def task(construction: str = "across_rc", n: int = 100, seed: int = 0) -> Task:
