@@ -272,7 +272,7 @@ def test_a_state_of_other_sites_is_refused():
 
 
 def test_a_stream_without_text_or_of_a_bare_site_is_refused():
-    model = _model()
+    model: Any = _model()
     with pytest.raises(ValueError, match="no tokens to read"):
         next(activations(model, ["embed"], []))
     with pytest.raises(ValueError, match="no tokens to read"):

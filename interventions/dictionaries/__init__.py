@@ -16,10 +16,10 @@ from .cross_layer import CrossLayer, CrossLayerTranscoder
 from .evaluation import Quality, quality, table
 from .files import save
 from .formats import export_saelens, export_sparsify, fvu, load
-from .jobs import Job, train_jobs
+from .jobs import CrossLayerJob, Job
 from .normalisation import LayerNorm, RescaleNorm
 from .texts import own_samples
-from .training import train
+from .training import train, train_jobs
 from .units import Units
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "BatchTopK",
     "BatchwiseTopK",
     "CrossLayer",
+    "CrossLayerJob",
     "CrossLayerTranscoder",
     "GroupMax",
     "Job",

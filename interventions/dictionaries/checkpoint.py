@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..writing import write
-from .learner import Learner
 from .pool import Pool
+from .trainee import Trainee
 
 FORMAT, VERSION = "interventions.training", 1
 _INDEX = "training.json"
@@ -78,12 +78,12 @@ class Checkpoint:
         contents = {site: self._read(name)["held"] for site, name in files["held"].items()}
         return {**self._index["pool"], **self._read(files["pool"]), "contents": contents}
 
-    def restore(self, learners: Mapping[str, Learner]) -> None:
+    def restore(self, learners: Mapping[str, Trainee]) -> None:
         """Puts back what the learners carry."""
         for name, file in self._index["files"]["learners"].items() if self._index else ():
             learners[name].restore(self._read(file))
 
-    def save(self, step: int, pool: Pool, learners: Mapping[str, Learner], *, log: int | None) -> None:
+    def save(self, step: int, pool: Pool, learners: Mapping[str, Trainee], *, log: int | None) -> None:
         """Takes the place of what was saved before; if writing fails, that is still there."""
         files: dict[str, Any] = {"learners": {}, "held": {}}
         for i, (name, learner) in enumerate(learners.items()):

@@ -147,7 +147,7 @@ def own_samples(
     in others, every token takes a pass over all before it.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
-    >>> config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=16)
+    >>> config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, bos_token_id=1, eos_token_id=2)
     >>> model = Model.load(GPT2LMHeadModel(config))
     >>> own_samples(model, rows=4, length=10).shape
     torch.Size([4, 10])
@@ -168,9 +168,9 @@ def _begun(model: Model, rows: int) -> Int[Tensor, "row 1"]:
     token = getattr(model.tokenizer, "bos_token_id", None)
     if token is None:
         token = getattr(getattr(model.module, "config", None), "bos_token_id", None)
-    if token is not None:
-        return torch.full((rows, 1), token)
     words = model.logits(torch.zeros(1, 1, dtype=torch.long), last=1).shape[-1]
+    if token is not None and token < words:
+        return torch.full((rows, 1), token)
     return torch.randint(words, (rows, 1))
 
 
