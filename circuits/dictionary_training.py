@@ -14,9 +14,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interventions.dictionaries import SparseCoder, quality, recipes, save
+from interventions.dictionaries import Job, SparseCoder, quality, recipes, save, train_jobs
 from interventions.dictionaries import table as quality_table
-from interventions.dictionaries.jobs import Job, train_jobs
 from interventions.dictionaries.recipes import Recipe
 from interventions.model import Model
 
@@ -202,7 +201,9 @@ def _trained(
         raise
     found: dict[int, dict[str, SparseCoder]] = {seed: {} for seed in training.seeds}
     for (seed, writes), name in names.items():
-        found[seed][writes] = made[name]
+        coder = made[name]
+        assert isinstance(coder, SparseCoder)  # for such are the jobs
+        found[seed][writes] = coder
     return found
 
 

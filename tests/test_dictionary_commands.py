@@ -19,8 +19,8 @@ from circuits.site_pairs import site_pairs
 from circuits.text import rows
 from interventions.dictionaries import SparseCoder, load, quality, save
 from interventions.dictionaries.activations import TopK
-from interventions.dictionaries.learner import Learner
 from interventions.dictionaries.measures import overlap
+from interventions.dictionaries.trainee import Trainee
 
 TINY = ["--steps", "30", "--tokens", "2k", "--context", "24", "--batch-size", "64", "--features", "96"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
@@ -353,13 +353,13 @@ def test_an_interrupted_training_goes_on_to_the_same_dictionaries(
 ):
     steps: list[int] = []
 
-    def step(self, *args, original=Learner.step, **settings):
+    def advance(self, *args, original=Trainee.advance, **settings):
         steps.append(1)
         if len(steps) == 50:
             raise KeyboardInterrupt
         return original(self, *args, **settings)
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(Trainee, "advance", advance)
     monkeypatch.setattr(dictionary_training, "_EVERY", 5)
     argv = ["train", "--text", corpus, "--sites", "resid.1", "mlp_in.0->mlp.0", "--skip", *TINY]
     argv += ["--k", "4", "--seeds", "0,1", "--out", tmp_path]
