@@ -3,12 +3,13 @@ from __future__ import annotations
 import itertools
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from interventions.dictionaries import SparseCoder, quality, recipes, train
+from interventions.dictionaries import CrossLayerJob, SparseCoder, quality, recipes, train, train_jobs
 from interventions.dictionaries.activations import JumpReLU
 from interventions.model import Model
 from tasks import Superposition, recovery
@@ -253,6 +254,20 @@ def test_transcoders_find_what_features_write(skip):
     carried = 0 if coder.W_skip is None else TRAINED.features @ coder.W_skip
     (held,) = known.sample(4096, RANDOM().manual_seed(1))
     assert recovery(coder, known.writes[0][0] - carried, held.x, held.strengths).cosine > 0.9
+
+
+def test_a_cross_layer_transcoder_finds_what_features_write_at_every_layer():
+    known = TRAINED.map(layers=2)
+    model = Model.load(known.module(2**14))
+    pairs = [(f"mlp_in.{layer}", f"mlp.{layer}") for layer in range(2)]
+    job = CrossLayerJob(sites=pairs, n_features=128, recipe=recipes.BatchTopK(4), lr=4e-3, dead_after=50)
+    layers = train_jobs(model, _text(96), {"all": job}, steps=500, batch_size=256)["all"].layers()
+    held = known.sample(4096, RANDOM().manual_seed(1))
+    for layer, coder in enumerate(layers.values()):
+        assert recovery(coder, known.writes[layer][layer], held[layer].x, held[layer].strengths).cosine > 0.9
+    first = layers["mlp.0"]
+    onward = SimpleNamespace(encode=first.encode, decoder_rows=first.later["mlp.1"].decoder_rows)
+    assert recovery(onward, known.writes[0][1], held[0].x, held[0].strengths).cosine > 0.9
 
 
 def test_a_skip_path_carries_what_is_dense():
