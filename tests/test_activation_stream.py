@@ -77,6 +77,8 @@ def test_a_file_is_streamed_and_gives_the_rows_of_its_text(tmp_path, monkeypatch
     rows = _rows(str(tmp_path / "corpus.txt"))
     assert [token for row in rows for token in row[1:]] == ids(whole)
     assert _rows(tmp_path / "corpus.txt") == rows
+    (tmp_path / "windows.txt").write_bytes(b"a\r\nb\r\n")
+    assert _rows(tmp_path / "windows.txt") == [[1, *ids("a\nb\n")]]
 
 
 def test_a_dataset_is_streamed_from_its_text_column(tmp_path):
@@ -85,7 +87,7 @@ def test_a_dataset_is_streamed_from_its_text_column(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert _rows(str(tmp_path)) == _rows([line["text"] for line in lines])
     assert _rows(str(tmp_path), column="title") == _rows(["none"] * 5)
-    with pytest.raises(ValueError, match="has id, text, title of text"):
+    with pytest.raises(ValueError, match=r"strings in id, text, title: .* not 'body'"):
         _rows(str(tmp_path), column="body")
 
 

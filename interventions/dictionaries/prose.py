@@ -64,10 +64,11 @@ class File(Source):
                 while (more := file.peek(1)[:1]) and 0x80 <= more[0] < 0xC0:  # within a character
                     piece += file.read(1)
                 try:
-                    yield piece.decode("utf-8" if at else "utf-8-sig"), file.tell()
+                    lines = piece.decode("utf-8" if at else "utf-8-sig").replace("\r\n", "\n")
                 except UnicodeDecodeError as error:
                     raise ValueError(f"{self.path} is not text in UTF-8: {error}.") from None
                 at = file.tell()
+                yield lines, at
 
     def identity(self) -> dict[str, Any]:
         with open(self.path, "rb") as file:
@@ -101,8 +102,8 @@ class Dataset(Source):
         wanted = column or ("text" if "text" in held else held[0] if len(held) == 1 else None)
         if wanted not in held:
             raise ValueError(
-                f"{name} has {', '.join(held) or 'no columns'} of text: give one of them as `column`, "
-                f"not {column!r}."
+                f"{name} holds strings in {', '.join(held) or 'no column'}: give one of these as `column`"
+                + (f", not {column!r}." if column else ".")
             )
         self._wanted = wanted
 
