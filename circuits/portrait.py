@@ -14,6 +14,7 @@ from interventions.dictionaries import SparseCoder
 from interventions.dictionaries.cross_layer import CrossLayer
 from interventions.dictionaries.measures.angles import neighbours
 from interventions.dictionaries.measures.profiles import Context
+from interventions.dictionaries.measures.text import pieces
 from interventions.dictionaries.measures.unembedding import effects
 from interventions.model import Model
 
@@ -255,19 +256,3 @@ def _context(
         tokens=(texts[0].lstrip(" "), *texts[1:]),
         values=tuple(values[shown].tolist()),
     )
-
-
-def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text, so that together they read as it does; numbers without a tokenizer.
-
-    Decoded alone, many tokens lose the space before them.
-    """
-    if tokenizer is None:
-        return [f" {token}" for token in tokens]
-    anchor = list(tokens[:1])  # decoders drop the space of what comes first
-    before, parts = tokenizer.decode(anchor), []
-    for n in range(1, len(tokens) + 1):
-        text = tokenizer.decode([*anchor, *tokens[:n]])
-        parts.append(text[len(before) :])
-        before = text.rstrip("�")  # a character of several tokens shows at the last of them
-    return parts

@@ -7,7 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interventions.dictionaries.texts import own_samples, text
+from interventions.dictionaries.measures.text import token_rows
+from interventions.dictionaries.texts import own_samples
 from interventions.model import Model
 
 _AT_ONCE = 256  # rows sampled at a time
@@ -26,15 +27,10 @@ def rows(
     """
     if source == "own":
         return _own(model, context, n, seed, progress)
-    found: list[Tensor] = []
-    for batch, _ in text(model, source, context=context).batches(0):
-        if batch.shape[1] == context:
-            found.append(batch)
-        if sum(map(len, found)) >= n:
-            break
-    if not found:
+    found, _ = token_rows(model, source, length=context, most=n)
+    if found.shape[1] < context:
         raise ValueError(f"{source} holds less than one row of {context} tokens; try a smaller --context.")
-    return torch.cat(found)[:n]
+    return found
 
 
 def _own(model: Model, context: int, n: int, seed: int, progress: bool | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 from interventions.acts import Identity
 from interventions.dictionaries import SparseCoder, TopK
 from interventions.dictionaries.measures import contexts, promoted
+from interventions.dictionaries.measures.text import pieces
 from interventions.dictionaries.measures.unembedding import effects
 from interventions.model import Model
 
@@ -19,6 +20,11 @@ class Letters:
 
     def decode(self, ids):
         return "".join(f" {chr(94 + i)}" for i in ids).lstrip()
+
+
+class Bytes:
+    def decode(self, tokens):
+        return bytes(tokens).decode("utf-8", "replace")
 
 
 def coder(site="resid.1", features=48) -> SparseCoder:
@@ -47,7 +53,6 @@ def test_contexts_are_the_highest_peaks_of_different_rows(family, batch_size):
             shown = slice(max(0, c.pos - 4), c.pos + 3)
             torch.testing.assert_close(torch.tensor(c.values), mine[c.row, shown], rtol=1e-4, atol=1e-6)
             letters = [f" {chr(94 + i)}" for i in TOKENS[c.row].tolist()]
-            letters[0] = letters[0].lstrip()
             assert list(c.tokens) == letters[shown]
             assert f"[{letters[c.pos]}]" in str(c)
 
@@ -151,3 +156,19 @@ def test_without_a_matrix_states_are_asked_for():
         promoted(model, d, [1])
     with pytest.raises(ValueError, match="width 9, and the residual stream has 8"):
         promoted(model, SparseCoder.random(9, 16), [1])
+
+
+def test_a_character_of_several_tokens_is_shown_once():
+    parts = pieces(Bytes(), list("aé b".encode()))
+    assert "".join(parts).replace("�", "") == "aé b"
+    assert len(parts) == 5
+
+
+def test_pieces_of_a_long_text_are_those_of_the_whole():
+    tokens = list("aé 中文 b😀 cdefghijkl é".encode())
+    shown = pieces(Bytes(), tokens)
+    whole = [Bytes().decode(tokens[:i]).rstrip("�") for i in range(len(tokens) + 1)]
+    for before, after, piece in zip(whole, whole[1:], shown, strict=False):
+        assert piece.rstrip("�") == after[len(before) :]
+    assert pieces(Letters(), [3, 4]) == (" a", " b")
+    assert pieces(None, [3, 4]) == ("<3>", "<4>")

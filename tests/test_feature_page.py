@@ -10,7 +10,7 @@ import torch
 from circuits import embedded
 from circuits.feature_page import page, save_page
 from circuits.feature_table import columns, feature_table
-from circuits.portrait import activity, densities, pieces, portraits, writes_to_stream
+from circuits.portrait import activity, densities, portraits, writes_to_stream
 from circuits.text import rows
 from interventions.dictionaries import SparseCoder
 from interventions.dictionaries.measures.profiles import Context
@@ -87,16 +87,6 @@ def test_the_pieces_of_a_context_are_its_text(model, text, portrait):
     first = context.pos - context.at
     whole = model.tokenizer.decode(text[context.row, first : first + len(context.tokens)])
     assert "".join(context.tokens).split() == whole.split()
-
-
-def test_a_character_of_several_tokens_is_shown_once():
-    class Bytes:
-        def decode(self, tokens):
-            return bytes(tokens).decode("utf-8", "replace")
-
-    parts = pieces(Bytes(), list("aé b".encode()))
-    assert "".join(parts).replace("�", "") == "aé b"
-    assert len(parts) == 5
 
 
 def test_densities_are_shares_of_positions(model, coder, text, portrait):

@@ -186,18 +186,36 @@ def test_text_without_a_position_to_count_is_refused():
 
 def test_texts_become_rows_without_padding():
     class Letters:
-        def encode(self, text):
+        def encode(self, text, add_special_tokens=True):
             return [ord(c) - 90 for c in text]
 
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="no tokenizer"):
-        quality(model, coder(), "abc")
+        quality(model, coder(), ["abc"])
     model.tokenizer = Letters()
-    assert token_rows(model, ["abcd", "efgh"], length=3).tolist() == [[7, 8, 9], [10, 11, 12]]
-    assert token_rows(model, "ab", length=3).tolist() == [[7, 8]]
-    assert quality(model, coder(), "abcdefgh")["resid.1"].positions == 8
+    tokens, ignored = token_rows(model, ["abcd", "efgh"], length=3)
+    assert (tokens.tolist(), ignored) == ([[7, 8, 9], [10, 11, 12]], ())
+    assert token_rows(model, ["abcd", "efgh"], length=3, most=1)[0].tolist() == [[7, 8, 9]]
+    assert token_rows(model, ["ab"], length=3)[0].tolist() == [[7, 8]]
+    assert quality(model, coder(), ["abcdefgh"])["resid.1"].positions == 8
     with pytest.raises(ValueError, match="no text"):
-        token_rows(model, "")
+        token_rows(model, [""])
+
+
+def test_what_opens_a_row_counts_no_more_than_in_training(tmp_path):
+    class Letters:
+        bos_token_id, all_special_ids = 2, (2,)
+
+        def encode(self, text, add_special_tokens=True):
+            return [2] * add_special_tokens + [ord(c) - 90 for c in text]
+
+    model = tiny("gpt2")
+    model.tokenizer = Letters()
+    (tmp_path / "text.txt").write_text("abcdefgh")
+    tokens, ignored = token_rows(model, tmp_path / "text.txt", length=5)
+    assert (tokens.tolist(), ignored) == ([[2, 7, 8, 9, 10], [2, 11, 12, 13, 14]], (2,))
+    assert quality(model, coder(), str(tmp_path / "text.txt"))["resid.1"].positions == 8
+    assert quality(model, coder(), tokens)["resid.1"].positions == 10
 
 
 def test_cosine_maxima_are_those_of_the_whole_matrix(monkeypatch):

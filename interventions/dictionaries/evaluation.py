@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +17,7 @@ from .coders import SparseCoder
 from .measures.prediction import Prediction, predictions
 from .measures.reconstruction import Reconstruction
 from .measures.text import token_rows
+from .texts import TextLike
 
 _NAN = float("nan")
 _CHUNK = 2**25  # logits compared at a time
@@ -123,32 +124,33 @@ def _share(ablated: float, spliced: float, clean: float) -> float:
 def quality(
     model: Model,
     dictionaries: SparseCoder | Mapping[str, Dictionary],
-    tokens: Int[Tensor, "row pos"] | str | Iterable[str],
+    text: TextLike,
     *,
     mask: Int[Tensor, "row pos"] | None = None,
-    ignore: Collection[int] = (),
+    ignore: Collection[int] | None = None,
     batch_size: int = 16,
 ) -> dict[str, Quality]:
     """The quality of each dictionary by itself, keyed by site.
 
     Runs `2 + 3 * len(dictionaries)` passes over the text, `batch_size` rows at a time: one for the sites'
     means, one of the model as it is, and three with each site replaced by its reconstruction, by zero and by
-    its mean. Texts are joined and cut into rows of 128 tokens.
+    its mean. Text is whatever can be trained on.
 
     Where `mask` is 0 (padding on the right), and at tokens in `ignore` (such as the first of a text, whose
-    activations are often enormous), positions count neither for the reconstruction nor for the loss, and the
-    model keeps there what it computed.
+    activations are often enormous; by default the special ones, where text is not given as tokens),
+    positions count neither for the reconstruction nor for the loss, and the model keeps there what it
+    computed.
 
     A site of a cross-layer transcoder is predicted by the features of the layers before as well, if they are
     among the dictionaries; `l0` counts its own.
     """
-    tokens = token_rows(model, tokens)
+    tokens, ignored = token_rows(model, text, ignore=ignore)
     found = predictions(model, dictionaries)
     counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
     padded = counted
-    if ignore:
+    if ignored:
         counted = counted & torch.isin(
-            tokens, torch.tensor(sorted(ignore), device=tokens.device), invert=True
+            tokens, torch.tensor(sorted(ignored), device=tokens.device), invert=True
         )
     if not counted[:, 1:].any():
         raise ValueError("There is no position to count: `mask` and `ignore` leave none after the first.")

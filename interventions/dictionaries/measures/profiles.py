@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch import Tensor
 from ...acts import Dictionary
 from ...model import Model
 from ..coders import SparseCoder
+from ..texts import TextLike
 from .prediction import Prediction, encoded, predictions
-from .text import token_rows
-
-_BEFORE = 8  # tokens that tell what the next one adds: characters may be spread over several
+from .text import pieces, token_rows
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,21 @@ class Profile:
 def contexts(
     model: Model,
     dictionaries: SparseCoder | Mapping[str, Dictionary],
-    text: Int[Tensor, "row pos"] | str | Iterable[str],
+    text: TextLike,
     features: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     *,
     n: int = 10,
     before: int = 16,
     after: int = 3,
-    ignore: Collection[int] = (),
+    ignore: Collection[int] | None = None,
     batch_size: int = 16,
 ) -> dict[tuple[str, int], Profile]:
     """The `n` contexts in which each feature is most active, keyed by (site, feature).
 
-    One pass over the text, `batch_size` rows at a time, whatever the number of features and sites. Texts are
-    joined and cut into rows of 128 tokens. Of each row only the highest peak counts, the first of equal ones.
-    Positions of the tokens in `ignore` are no peaks, and count neither for the density nor for the means.
+    One pass over the text, `batch_size` rows at a time, whatever the number of features and sites. Of each
+    row only the highest peak counts, the first of equal ones. Text is whatever can be trained on.
+    Positions of the tokens in `ignore` are no peaks, and count neither for the density nor for the means;
+    by default those are the special ones, where text is not given as tokens.
 
     Args:
         features: those of each site; a sequence, of the only dictionary; None for all.
@@ -97,7 +97,7 @@ def contexts(
     >>> [len(context.tokens) > 3 for context in found["mlp.0", 7].contexts]
     [True, True]
     """
-    tokens = token_rows(model, text)
+    tokens, ignore = token_rows(model, text, ignore=ignore)
     bound = {p.site.name: p for p in predictions(model, dictionaries)}
     chosen = _chosen(model, bound, features)
     peaks = {name: _Peaks(bound[name], index, n, before, after) for name, index in chosen.items()}
@@ -114,19 +114,6 @@ def contexts(
         for name, found in peaks.items()
         for profile in found.profiles(model.tokenizer, tokens)
     }
-
-
-def pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text, for alone many tokens lose their space; their numbers as `<7>` where
-    there is no tokenizer."""
-    if tokenizer is None:
-        return tuple(f"<{i}>" for i in ids)
-    found = []
-    for i in range(len(ids)):
-        first = max(0, i - _BEFORE)
-        known = len(tokenizer.decode(list(ids[first:i]))) if i else 0
-        found.append(tokenizer.decode(list(ids[first : i + 1]))[known:])
-    return tuple(found)
 
 
 def _chosen(

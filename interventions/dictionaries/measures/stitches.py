@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ...model import Model
 from ..activations import JumpReLU
 from ..coders import SparseCoder
+from ..texts import TextLike
 from .cosines import nearest
 from .prediction import predictions
 from .text import token_rows
@@ -142,12 +143,12 @@ def stitching(
     model: Model,
     small: SparseCoder,
     large: SparseCoder,
-    tokens: Int[Tensor, "row pos"] | str | Sequence[str],
+    text: TextLike,
     *,
     site: str | None = None,
     threshold: float = 0.7,
     points: int = 8,
-    ignore: Sequence[int] = (),
+    ignore: Collection[int] | None = None,
     batch_size: int = 16,
 ) -> Stitching:
     """What each feature of `large` does to the error of `small`, and the way from one to the other.
@@ -155,7 +156,8 @@ def stitching(
     With e the error of the smaller dictionary, inserting feature j changes the mean squared error by the mean
     of |e - f_j d_j|^2 - |e|^2, which is worked out from the active features alone. One pass over the text.
     Features of a TopK dictionary are those that it chooses by itself. `points` are those of each stage of
-    the curve; positions of the tokens in `ignore` are left out.
+    the curve; positions of the tokens in `ignore` are left out, by default those of special ones
+    where text is not given as tokens.
     """
     _fit(small, large, thresholds=False)
     bound = predictions(model, small if site is None else {site: small})[0]
@@ -167,7 +169,8 @@ def stitching(
     active = torch.zeros(stages + 1, dtype=torch.float64)
     total: Tensor | float = 0.0
     squares, n = 0.0, 0
-    for x, y in _activations(model, bound.read, bound.site, token_rows(model, tokens), ignore, batch_size):
+    tokens, ignored = token_rows(model, text, ignore=ignore)
+    for x, y in _activations(model, bound.read, bound.site, tokens, ignored, batch_size):
         x, y = x.to(cosine.device), y.to(cosine.device, small.W_dec.dtype)
         f, g = small.encode_sparse(x), large.encode_sparse(x)
         predicted, skip = small.decode_sparse(f), small.skip(x)

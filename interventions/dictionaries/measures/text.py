@@ -1,33 +1,70 @@
-"""Text as rows of tokens."""
+"""Text as rows of tokens, and tokens as they read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ...model import Model
+from ..texts import TextLike, text
+
+_BEFORE = 8  # tokens that tell what the next one adds: characters may be spread over several
 
 
 def token_rows(
-    model: Model, text: Int[Tensor, "row pos"] | str | Iterable[str], *, length: int = 128
-) -> Int[Tensor, "row pos"]:
-    """Token rows as they are; of texts, the tokens of one after the other, cut into rows of `length`.
+    model: Model,
+    given: TextLike,
+    *,
+    ignore: Collection[int] | None = None,
+    length: int | None = None,
+    most: int | None = None,
+) -> tuple[Int[Tensor, "row pos"], tuple[int, ...]]:
+    """Rows of tokens of one length, of all that can be trained on, and the tokens that do not count in them.
 
     So there is no padding, which not every model can do with. What is left at the end is dropped, unless it
     is all there is.
 
+    Args:
+        ignore: the tokens that do not count; by default the tokenizer's special ones where the text is not
+            given as tokens, as in training.
+        length: of the rows that strings, files and datasets are cut into; by default 128, or as many as the
+            model takes.
+        most: rows at most; without it, a dataset is read to its end.
+
     Raises:
-        ValueError: texts for a model without a tokenizer, or no text.
+        ValueError: strings for a model without a tokenizer, or no text.
     """
-    if isinstance(text, Tensor):
-        return text
-    if model.tokenizer is None:
-        raise ValueError("This model has no tokenizer: pass tokens (row pos), not texts.")
-    ids = [i for one in ([text] if isinstance(text, str) else text) for i in model.tokenizer.encode(one)]
-    if not ids:
+    if isinstance(given, Tensor):
+        return given[:most], tuple(ignore or ())
+    source = text(model, given, context=length)
+    found: list[Tensor] = []
+    for batch, _ in source.batches(0):
+        if found and batch.shape[1] != found[0].shape[1]:
+            break
+        found.append(batch)
+        if most is not None and sum(map(len, found)) >= most:
+            break
+    if not found:
         raise ValueError("There is no text.")
-    rows = len(ids) // length
-    return torch.tensor(ids[: rows * length]).view(rows, length) if rows else torch.tensor([ids])
+    return torch.cat(found)[:most], tuple(source.special if ignore is None else ignore)
+
+
+def pieces(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
+    """What each token adds to the text, so that together they read as it does; numbers as `<7>` without a
+    tokenizer.
+
+    Decoded alone, many tokens lose the space before them.
+    """
+    if tokenizer is None:
+        return tuple(f"<{token}>" for token in tokens)
+    tokens, found = list(tokens), []
+    for i, token in enumerate(tokens):
+        before = tokens[max(0, i - _BEFORE) : i] or tokens[:1]
+        known = tokenizer.decode(before)
+        known = known.rstrip("�") if i else known  # a character of several tokens shows at the last of them
+        found.append(tokenizer.decode([*before, token])[len(known) :])
+    return tuple(found)

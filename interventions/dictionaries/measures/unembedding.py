@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...model import Model
 from ..coders import SparseCoder
-from .profiles import pieces
+from .text import pieces
 
 _CHUNK = 2**25  # logits held at a time
 
