@@ -164,8 +164,8 @@ def train_jobs(
         dtype: of the activations held; steps are taken in float32.
         checkpoint: folder in which the training is kept after `every` so many steps, and on Ctrl-C, and
             from which the same call goes on. On a CPU with the same number of threads, the dictionaries are
-            the same bit for bit. It takes up to the size of the pool, and is removed at the end unless
-            `keep_checkpoint`.
+            the same bit for bit. It takes the size of the pool and three times that of the weights, and is
+            removed at the end unless `keep_checkpoint`.
         log: a path to which lines of JSON are appended, or a callable that is given what is in one, one for
             each dictionary after every 50 steps: step, name, fvu, l0, dead (shares), lr. Forwarded to
             TensorBoard or to W&B, these are
