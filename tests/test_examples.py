@@ -12,6 +12,7 @@ import torch
 import tasks
 from circuits import Node
 from interventions.acts import Identity
+from interventions.dictionaries import own_samples
 from interventions.model import Model
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -48,15 +49,15 @@ def batches(stories):
         return tasks.pronouns(n=100).batches(stories.tokenizer)
 
 
-def test_sampled_text_is_the_same_for_the_same_seed(pronouns, stories):
-    text = pronouns.sampled(stories, 3, length=12, seed=1)
-    assert text.shape == (3, 12)
-    assert torch.equal(text, pronouns.sampled(stories, 3, length=12, seed=1))
-    assert not torch.equal(text, pronouns.sampled(stories, 3, length=12, seed=2))
+def test_text_is_sampled_once_and_a_part_of_it_held_out(pronouns, stories, tmp_path):
+    text, unseen = pronouns.own_text(stories, 16, tmp_path)
+    assert (text.shape, unseen.shape) == ((15, 256), (1, 256))
+    again = pronouns.own_text(None, 16, tmp_path)
+    assert all(torch.equal(*pair) for pair in zip(again, (text, unseen), strict=True))
 
 
 def test_contexts_show_where_a_feature_is_most_active(pronouns, stories):
-    text = pronouns.sampled(stories, 4, length=12)
+    text = own_samples(stories, rows=4, length=12)
     node = Node("resid.2", 5)
     found = pronouns.contexts(stories, {"resid.2": Identity()}, [node], text, most=1)
     values = stories.read(text, ["resid.2"])[stories.site("resid.2")][..., 5]

@@ -185,6 +185,18 @@ def test_a_folder_without_dictionaries_lists_what_it_has(tmp_path):
         load(tmp_path / "absent")
 
 
+def test_a_folder_of_too_much_is_not_walked_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("interventions.dictionaries.formats.source._MOST", 10)
+    for name in ("a/a", "b", ".git"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(5):
+            (tmp_path / name / f"{i}.txt").touch()
+    assert len(Source.at(tmp_path).files) == 10
+    (tmp_path / "b" / "5.txt").touch()
+    with pytest.raises(ValueError, match="more than 10 files: pass the folder in which dictionaries are"):
+        load(tmp_path)
+
+
 def test_our_own_files_keep_normalisation_prefixes_and_units(tmp_path):
     x = torch.randn(4, D)
     coder = SparseCoder.random(D, F, activation=GroupMax(4))._with(

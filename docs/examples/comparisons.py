@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from pronouns import WEIGHTS, Clock, sampled
+from pronouns import WEIGHTS, Clock, own_text
 from torch import Tensor
 
 from circuits import geometry_plots as plots
@@ -158,10 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clock = Clock()
 
     model = Model.load(args.weights / "stories260K")
-    if not (args.out / "text.pt").exists():
-        torch.save(sampled(model, args.rows), args.out / "text.pt")
-    text = torch.load(args.out / "text.pt")
-    unseen, text = text[: len(text) // 16], text[len(text) // 16 :]
+    text, unseen = own_text(model, args.rows, args.out)
     trained = learned(model, text, args.site, args.out, widths=args.widths, steps=args.steps)
     clock("dictionaries")
 

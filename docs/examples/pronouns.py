@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import circuits
 import tasks
@@ -27,7 +26,17 @@ from circuits.curves import plot_curve
 from circuits.drawing import draw
 from circuits.evaluation import Ablation
 from interventions.acts import Acts, Dictionary
-from interventions.dictionaries import SparseCoder, load, measures, quality, recipes, save, table, train
+from interventions.dictionaries import (
+    SparseCoder,
+    load,
+    measures,
+    own_samples,
+    quality,
+    recipes,
+    save,
+    table,
+    train,
+)
 from interventions.edits import Ablate
 from interventions.model import Model
 from interventions.splice import applied, run
@@ -39,19 +48,13 @@ WEIGHTS = os.environ.get("BREADBOARD_WEIGHTS", str(_SHARED))
 SIZES = (1, 3, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
 
 
-def sampled(model: Model, rows: int, *, length: int = 256, seed: int = 0) -> torch.Tensor:
-    """Text that the model makes up, (row pos). A row is a stretch of stories, each opened by BOS."""
-    start, parts = model.tokenizer.bos_token_id, []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for first in tqdm(range(0, rows, 256), desc="text", unit="batch"):
-            opening = torch.full((min(256, rows - first), 1), start)
-            parts.append(
-                model.generate(
-                    opening, max_new_tokens=length - 1, do_sample=True, top_k=0, eos_token_id=None
-                ).cpu()
-            )
-    return torch.cat(parts)
+def own_text(model: Model, rows: int, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of 256 tokens that the model makes up, to learn from and to test on. Kept in a folder."""
+    path = folder / "text.pt"
+    if not path.exists():
+        torch.save(own_samples(model, rows=rows, length=256), path)
+    text = torch.load(path)
+    return text[len(text) // 16 :], text[: len(text) // 16]
 
 
 def learned(
@@ -272,10 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clock = Clock()
 
     model = Model.load(args.weights / "stories260K")
-    if not (args.out / "text.pt").exists():
-        torch.save(sampled(model, args.rows), args.out / "text.pt")
-    text = torch.load(args.out / "text.pt")
-    unseen, text = text[: len(text) // 16], text[len(text) // 16 :]
+    text, unseen = own_text(model, args.rows, args.out)
     clock(f"{text.numel():,} tokens to learn from, {unseen.numel():,} to test on")
 
     dictionaries = learned(

@@ -8,6 +8,7 @@ they are cached as everything from the hub is.
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 ZIPPED = (".npz",)
 TORCH = (".pt", ".pth", ".ckpt")
+_MOST = 20_000  # files under one folder; more than any set of dictionaries has
 
 
 class Place(Protocol):
@@ -47,10 +49,16 @@ class Disk:
     def _files(self) -> list[str]:
         if self.root.is_file():
             return [self.root.name]
-        files = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
-        return sorted(
-            path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)
-        )
+        found: list[str] = []
+        for folder, inner, files in os.walk(self.root):  # which passes over what may not be read
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            paths = (Path(folder, name) for name in files if not name.startswith("."))
+            found += [path.relative_to(self.root).as_posix() for path in paths if path.is_file()]
+            if len(found) > _MOST:
+                raise ValueError(
+                    f"{self.name} holds more than {_MOST:,} files: pass the folder in which dictionaries are."
+                )
+        return sorted(found)
 
     def local(self, file: str) -> Path:
         return self.root if self.root.is_file() else self.root / file
