@@ -190,7 +190,7 @@ def _checked_features(model: Model, site: Site, read: Site, dictionary: Dictiona
         features = dictionary.encode(row)
         d_out = dictionary.decode(features).shape[-1]
         affine = _is_affine(dictionary, features)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         takes = getattr(dictionary, "d_in", None)
         takes = f"takes width {takes}" if takes else f"refuses it ({str(error).splitlines()[0]})"
         raise ValueError(f"{read} has width {read.width}, but the dictionary at {site} {takes}.") from None

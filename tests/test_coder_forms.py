@@ -228,3 +228,52 @@ def test_features_and_reconstructions_come_back_in_the_place_of_the_input():
     coder = SparseCoder.random(D, F).to("meta")
     x = torch.empty(2, D, device="meta")
     assert coder.encode(x).device.type == coder(x).device.type == "meta"
+
+
+# What does not fit
+
+
+def test_a_batch_whose_largest_features_lie_together_is_cut_as_a_whole(monkeypatch):
+    coder, x = _coder(BatchwiseTopK(4)), _x(12)
+    x[:3] *= 20  # the first part holds more of the winners than its tokens' share
+    monkeypatch.setattr("interventions.dictionaries.coders._CHUNK", 3 * F)
+    torch.testing.assert_close(coder.encode_sparse(x).dense(), coder.encode(x))
+
+
+@NORMS
+def test_a_token_of_zeros_has_finite_features(norm):
+    coder, x = _coder(ReLU(), normalise=norm), torch.zeros(2, D, dtype=torch.float64)
+    assert coder.encode(x).isfinite().all() and coder(x).isfinite().all()
+    assert coder.encoder_rows(x, torch.tensor([0, 1])).isfinite().all()
+
+
+def test_weights_of_several_dtypes_are_held_in_the_one_that_holds_them_all():
+    coder = _coder(ReLU())
+    mixed = coder._with(W_enc=coder.W_enc.float(), b_enc=coder.b_enc.bfloat16())
+    assert {weight.dtype for weight in mixed.parameters()} == {torch.float64}
+    assert torch.equal(mixed.W_enc, coder.W_enc.float().double())
+    assert mixed(_x(3)).shape == (3, D)
+
+
+@pytest.mark.parametrize("shape", [(3, D + 1), (D, 2), ()])
+def test_an_input_of_another_width_is_named(shape):
+    coder = _coder(ReLU())
+    for use in (coder.encode, coder.encode_sparse, coder):
+        with pytest.raises(ValueError, match=f"reads width {D}, not a tensor"):
+            use(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda c: c.scale_input(1.0, 0.0), "Scales are positive, finite numbers, not 0.0"),
+        (lambda c: c.scale_latents(torch.ones(F - 1)), r"\(19,\) factors do not fit 20 features"),
+        (lambda c: c.select([]), "at least one feature"),
+        (lambda c: c._with(activation=GroupMax(3)), "20 features do not fall into 3 groups"),
+        (lambda c: c._with(prefixes=[2.5]), r"Prefixes \[2.5\] do not fit"),
+        (lambda c: c._with(prefixes=["5"]), r"Prefixes \['5'\] do not fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(_coder(ReLU()))

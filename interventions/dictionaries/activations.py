@@ -32,9 +32,19 @@ class Activation(nn.Module):
         token, index = features.nonzero(as_tuple=True)
         return token, index, features[token, index]
 
-    def over(self, parts: Callable[[], Iterable[Float[Tensor, "token feature"]]]) -> Activation:
-        """What does to each part of a batch alone what this does to the whole of it."""
+    def over(
+        self, parts: Callable[[], Iterable[Float[Tensor, "token feature"]]], n_tokens: int
+    ) -> Activation:
+        """What does to each part of a batch of so many tokens alone what this does to the whole of it."""
         return self
+
+    def check(self, n_features: int) -> None:
+        """Raises ValueError for a number of features that this does not fit."""
+        threshold, k = getattr(self, "threshold", None), getattr(self, "k", 0)
+        if threshold is not None and threshold.numel() not in (1, n_features):
+            raise ValueError(f"{threshold.numel()} thresholds do not fit {n_features} features.")
+        if k >= n_features:
+            raise ValueError(f"{self} does not fit {n_features} features: k must be smaller.")
 
     def scaled(self, factor: Float[Tensor, " feature"] | float) -> Activation:
         """What chooses the same features once pre-activations are `factor` times as large.
@@ -135,8 +145,7 @@ class TopK(Activation):
         self, z: Float[Tensor, "*batch feature"]
     ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
         """The values that features have if they win, and which features these are."""
-        if self.k >= z.shape[-1]:
-            raise ValueError(f"{self} does not fit {z.shape[-1]} features: k must be smaller.")
+        self.check(z.shape[-1])
         values, index = z.topk(self.k, dim=-1, sorted=False)
         return values.relu(), index
 
@@ -175,11 +184,14 @@ class GroupMax(TopK):
     """
 
     def winners(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if self.k >= z.shape[-1] or z.shape[-1] % self.k:
-            raise ValueError(f"{z.shape[-1]} features do not fall into {self.k} groups of equal size.")
+        self.check(z.shape[-1])
         values, index = z.unflatten(-1, (self.k, -1)).max(-1)
         first = torch.arange(0, z.shape[-1], z.shape[-1] // self.k, device=z.device)
         return values.relu(), first + index
+
+    def check(self, n_features: int) -> None:
+        if self.k >= n_features or n_features % self.k:
+            raise ValueError(f"{n_features} features do not fall into {self.k} groups of equal size.")
 
 
 class BatchTopK(Activation):
@@ -244,12 +256,12 @@ class BatchwiseTopK(Activation):
         self.k = _positive(k)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.over(lambda: [z.detach().reshape(-1, z.shape[-1])])(z)
+        tokens = z.detach().flatten(0, -2) if z.ndim > 1 else z.detach()[None]
+        return self.over(lambda: [tokens], len(tokens))(z)
 
-    def over(self, parts: Callable[[], Iterable[Tensor]]) -> Activation:
-        kept, n_tokens = torch.empty(0), 0
+    def over(self, parts: Callable[[], Iterable[Tensor]], n_tokens: int) -> Activation:
+        kept = torch.empty(0)
         for z in parts():
-            n_tokens += len(z)
             flat = torch.cat([kept.to(z), z.flatten()])
             kept = flat.topk(min(self.k * n_tokens, len(flat)), sorted=False).values
         if len(kept) == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from functools import reduce
 from typing import Any, final
 
 import torch
@@ -90,19 +91,18 @@ class SparseCoder(Forms, nn.Module):
                     f"{name} has shape {tuple(weight.shape)}; beside W_enc {tuple(W_enc.shape)} and "
                     f"W_dec {tuple(W_dec.shape)} it must have shape {shape}."
                 )
-        threshold = getattr(activation, "threshold", None)
-        if threshold is not None and threshold.numel() not in (1, self.n_features):
-            raise ValueError(f"{threshold.numel()} thresholds do not fit {self.n_features} features.")
-        if getattr(activation, "k", 0) >= self.n_features:
-            raise ValueError(f"{activation} does not fit {self.n_features} features: k must be smaller.")
+        if not self.n_features:
+            raise ValueError("A dictionary has at least one feature; W_enc has none.")
+        activation.check(self.n_features)
         if normalise is not None and normalise.mean(W_enc[:, :1].T) is not None and self.d_in != self.d_out:
             raise ValueError(f"{normalise} puts back what it subtracted, so d_in and d_out must be equal.")
-        if any(not 0 < width <= self.n_features for width in prefixes):
+        if any(type(width) is not int or not 0 < width <= self.n_features for width in prefixes):
             raise ValueError(f"Prefixes {list(prefixes)} do not fit {self.n_features} features.")
         # in memory, each feature's weights lie side by side in both matrices, for looking up single features
-        self.W_enc = nn.Parameter(_copied(W_enc.T).T, requires_grad=False)
+        dtype = _common(W_enc, *weights.values())
+        self.W_enc = nn.Parameter(_copied(W_enc.T, dtype).T, requires_grad=False)
         for name, weight in weights.items():
-            frozen = None if weight is None else nn.Parameter(_copied(weight), requires_grad=False)
+            frozen = None if weight is None else nn.Parameter(_copied(weight, dtype), requires_grad=False)
             self.register_parameter(name, frozen)
         self.activation = activation
         self.normalise = normalise
@@ -186,7 +186,7 @@ class SparseCoder(Forms, nn.Module):
         """The active features of `x` alone; nothing of the size (token feature) is held."""
         at = self._home(x).reshape(-1, self.d_in)
         rows = max(1, _CHUNK // self.n_features)
-        activation = self.activation.over(lambda: (self._z(part) for part in at.split(rows)))
+        activation = self.activation.over(lambda: (self._z(part) for part in at.split(rows)), len(at))
         found = []
         for i, part in enumerate(at.split(rows)):
             token, feature, value = activation.sparse(self._z(part))
@@ -298,6 +298,8 @@ class SparseCoder(Forms, nn.Module):
         return f"SparseCoder({', '.join(part for part in [*parts, last + place] if part)})"
 
     def _home(self, x: Tensor) -> Tensor:
+        if not x.ndim or x.shape[-1] != self.d_in:
+            raise ValueError(f"The dictionary reads width {self.d_in}, not a tensor {tuple(x.shape)}.")
         return x.to(self.W_enc.device, self.W_enc.dtype)
 
     def _z(self, x: Tensor) -> Tensor:
@@ -308,7 +310,13 @@ class SparseCoder(Forms, nn.Module):
         return {name: getattr(self.activation, name) for name in self.activation.settings}
 
 
-def _copied(weight: Tensor) -> Tensor:
-    if not weight.is_floating_point():
-        raise ValueError(f"Weights are floating-point tensors, not {weight.dtype}.")
-    return weight.detach().clone(memory_format=torch.contiguous_format)
+def _common(*weights: Tensor | None) -> torch.dtype:
+    """The dtype that can hold all of them exactly."""
+    dtypes = {weight.dtype for weight in weights if weight is not None}
+    if odd := [dtype for dtype in dtypes if not dtype.is_floating_point]:
+        raise ValueError(f"Weights are floating-point tensors, not {odd[0]}.")
+    return reduce(torch.promote_types, dtypes)
+
+
+def _copied(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)

@@ -46,6 +46,8 @@ class Forms:
         if self.normalise is not None:
             raise ValueError(f"{self.normalise} undoes every scale of the input: there is none to fold in.")
         out = scale if out is None else out
+        if not 0 < out < float("inf"):
+            raise ValueError(f"Scales are positive, finite numbers, not {out}.")
         units = replace(self.units, latents="normalised", input_scale=scale * (self.units.input_scale or 1.0))
         return self._with(
             W_enc=self.W_enc * scale,
@@ -62,6 +64,8 @@ class Forms:
         Raises ValueError where features compete by size (TopK) and factors differ.
         """
         factor = torch.as_tensor(factor, dtype=self.W_enc.dtype, device=self.W_enc.device)
+        if factor.ndim and factor.shape != self.b_enc.shape:
+            raise ValueError(f"{tuple(factor.shape)} factors do not fit {self.n_features} features.")
         if not (factor > 0).all() or not factor.isfinite().all():
             raise ValueError("Features are scaled by positive, finite factors: a decoder row is zero.")
         return self._with(
@@ -89,7 +93,9 @@ class Forms:
 
     def select(self, index: Int[Tensor, " n"] | Sequence[int] | slice) -> SparseCoder:
         """A dictionary of some of the features. Raises ValueError where they compete with the others."""
-        index = torch.arange(self.n_features)[index if isinstance(index, slice) else torch.as_tensor(index)]
+        if not isinstance(index, slice | Tensor):
+            index = torch.tensor(index, dtype=torch.long)
+        index = torch.arange(self.n_features)[index]
         return self._only(index.to(self.W_enc.device), self.activation.selected(index))
 
     def prefix(self, n_features: int) -> SparseCoder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,9 +33,8 @@ class Normalise(ABC):
 
 @dataclass(frozen=True)
 class RescaleNorm(Normalise):
-    """Every token is brought to the norm `sqrt(d_in)`.
+    """Every token is brought to the norm `sqrt(d_in)`; one of zeros stays as it is.
 
-    >>> import torch
     >>> RescaleNorm()(torch.tensor([3.0, 4.0]))
     tensor([0.8485, 1.1314])
     """
@@ -43,7 +43,7 @@ class RescaleNorm(Normalise):
         return None
 
     def divisor(self, x: Tensor) -> Tensor:
-        return x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return (x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5).clamp(min=torch.finfo(x.dtype).tiny)
 
     scale = divisor
 
@@ -54,7 +54,6 @@ class LayerNorm(Normalise):
 
     Gao et al. 2024, arXiv 2406.04093, and their code. The output is multiplied by the deviation alone.
 
-    >>> import torch
     >>> LayerNorm()(torch.tensor([1.0, 2.0, 3.0]))
     tensor([-1.0000,  0.0000,  1.0000])
     """
