@@ -174,6 +174,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--skip", action="store_true", help="give transcoders a linear path beside")
     group.add_argument(
+        "--cross-layer", action="store_true",
+        help="train the transcoders as one, whose features also write at the later sites",
+    )  # fmt: skip
+    group.add_argument(
         "--seeds",
         type=numbers,
         default=(0,),

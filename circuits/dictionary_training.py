@@ -14,7 +14,16 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interventions.dictionaries import Job, SparseCoder, quality, recipes, save, train_jobs
+from interventions.dictionaries import (
+    CrossLayer,
+    CrossLayerJob,
+    Job,
+    SparseCoder,
+    quality,
+    recipes,
+    save,
+    train_jobs,
+)
 from interventions.dictionaries import table as quality_table
 from interventions.dictionaries.recipes import Recipe
 from interventions.model import Model
@@ -49,6 +58,7 @@ class Training:
     features: int | None = None
     expansion: float = 8.0
     skip: bool = False
+    cross_layer: bool = False
     seeds: Sequence[int] = (0,)
     steps: int = 5000
     batch_size: int = 512
@@ -71,7 +81,7 @@ RECIPES: Mapping[str, _Kind] = {
     "batchtopk": _Kind("k", 16, lambda k: recipes.BatchTopK(k, start=4 * k)),
     "matryoshka": _Kind("k", 16, lambda k: recipes.Matryoshka(k, start=4 * k)),
     "jumprelu": _Kind("l0", 16, lambda l0: recipes.JumpReLU(l0)),
-    "gated": _Kind("weight", 0.1, lambda weight: recipes.Gated(weight)),
+    "gated": _Kind("weight", 0.4, lambda weight: recipes.Gated(weight)),
     "l1": _Kind("weight", 0.1, lambda weight: recipes.L1(weight)),
     "p-anneal": _Kind("weight", 0.1, lambda weight: recipes.PAnneal(weight)),
 }
@@ -162,22 +172,33 @@ def _sparsity(training: Training) -> str:
 
 def _jobs(
     pairs: Sequence[tuple[str, str]], widths: Mapping[str, int], recipe: Recipe, training: Training
-) -> dict[tuple[int, str], Job]:
-    """What is to be trained, by seed and by the site that it writes."""
-    return {
-        (seed, writes): Job(
-            writes, widths[writes], recipe, reads=reads, skip=training.skip and reads != writes,
-            lr=training.lr, seed=seed,
+) -> dict[tuple[int, str], Job | CrossLayerJob]:
+    """What is to be trained, by seed and by the site that it writes, or by the word `cross-layer`."""
+    crossing = [pair for pair in pairs if pair[0] != pair[1]] if training.cross_layer else []
+    if training.cross_layer and (training.skip or not crossing):
+        raise ValueError(
+            "--cross-layer takes pairs such as --sites 'mlp_in.*->mlp.*', and goes without --skip."
         )
-        for seed in training.seeds
-        for reads, writes in pairs
-    }  # fmt: skip
+    jobs: dict[tuple[int, str], Job | CrossLayerJob] = {}
+    for seed in training.seeds:
+        own: dict[str, Any] = {"lr": training.lr, "seed": seed}
+        for reads, writes in pairs:
+            if (reads, writes) not in crossing:
+                skip = training.skip and reads != writes
+                jobs[seed, writes] = Job(writes, widths[writes], recipe, reads=reads, skip=skip, **own)
+        if crossing:
+            jobs[seed, "cross-layer"] = CrossLayerJob(crossing, widths[crossing[0][1]], recipe, **own)
+    return jobs
 
 
 def _trained(
-    model: Model, text: Tensor, jobs: Mapping[tuple[int, str], Job], training: Training, folder: Path,
+    model: Model,
+    text: Tensor,
+    jobs: Mapping[tuple[int, str], Job | CrossLayerJob],
+    training: Training,
+    folder: Path,
     progress: bool | None,
-) -> dict[int, dict[str, SparseCoder]]:  # fmt: skip
+) -> dict[int, dict[str, SparseCoder | CrossLayer]]:
     """The dictionaries by seed and by the site that they write."""
     several = len(training.seeds) > 1
     names = {(seed, writes): f"seed-{seed}/{writes}" if several else writes for seed, writes in jobs}
@@ -199,11 +220,10 @@ def _trained(
         if not (folder / "checkpoint" / "training.json").exists():
             _discard(folder)  # nothing was begun, so other options are no other training
         raise
-    found: dict[int, dict[str, SparseCoder]] = {seed: {} for seed in training.seeds}
+    found: dict[int, dict[str, SparseCoder | CrossLayer]] = {seed: {} for seed in training.seeds}
     for (seed, writes), name in names.items():
         coder = made[name]
-        assert isinstance(coder, SparseCoder)  # for such are the jobs
-        found[seed][writes] = coder
+        found[seed] |= {writes: coder} if isinstance(coder, SparseCoder) else coder.layers()
     return found
 
 

@@ -78,6 +78,22 @@ def trained(tmp_path_factory, corpus) -> Path:
 # --- train --------------------------------------------------------------------------------------------------
 
 
+def test_transcoders_are_trained_as_one_across_layers(tmp_path, corpus, said):
+    sites = ["--sites", "mlp_in.*->mlp.*", "resid.1", "--cross-layer"]
+    out = tmp_path / "cross"
+    text = said("train", "--text", corpus, *sites, *TINY, "--k", "4", "--seeds", "0,1", "--out", out, "-q")
+    assert text == ""
+    found = load(out / "seed-1")
+    assert list(found["mlp.0"].later) == ["mlp.1", "mlp.2"] and isinstance(found["resid.1"], SparseCoder)
+    assert "transcoder, writes 2 later" in said("inspect", out / "seed-0")
+
+
+@pytest.mark.parametrize("options", [["--sites", "resid.1"], ["--sites", "mlp_in.*->mlp.*", "--skip"]])
+def test_what_cannot_be_trained_across_layers_is_refused(tmp_path, corpus, mistake, options):
+    line = mistake("train", "--text", corpus, *options, "--cross-layer", *TINY, "--out", tmp_path / "no")
+    assert "--cross-layer takes pairs" in line
+
+
 def test_training_writes_dictionaries_their_quality_and_how_they_were_made(trained):
     assert {path.name for path in trained.iterdir()} >= {"seed-0", "seed-1", "settings.json"}
     assert not (trained / "checkpoint").exists()
