@@ -182,10 +182,10 @@ def exact_patching(
     restricts it to a chosen few and the errors of their sites. Gradients are left zero.
     """
     bound = splices(model, dictionaries)
-    if features is not None:
-        if missing := [str(site) for site in features if model.site(site) not in bound]:
+    chosen = None if features is None else {model.site(name): some for name, some in features.items()}
+    if chosen is not None:
+        if missing := [site.name for site in chosen if site not in bound]:
             raise ValueError(f"Features are listed at {', '.join(missing)}, where no dictionary is given.")
-        bound = {model.site(name): bound[model.site(name)] for name in features}
     with torch.no_grad():
         moved = changes(model, batch, metric, bound, reference)
     found = moved.effects(bound, {site: torch.zeros_like(c.left) for site, c in moved.sites.items()})
@@ -194,8 +194,10 @@ def exact_patching(
     with torch.no_grad():
         for site, splice in bound.items():
             nodes = found[site.name]
-            if features is not None:
-                listed = torch.tensor(list(features[site.name]), device=nodes.feature.device)
+            if chosen is not None:
+                if site not in chosen:
+                    continue
+                listed = torch.tensor(list(chosen[site]), device=nodes.feature.device)
                 nodes = nodes.only(torch.isin(nodes.feature, listed))
             sites[site.name] = _patched_alone(nodes, splice, moved, metric, suffix)
     return replace(found, sites=sites)

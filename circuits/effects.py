@@ -276,7 +276,7 @@ def _fixed_target(
             f"The reference has no activations for {splice.site}; it has {', '.join(reference)}."
         )
     features = acts.features.expand(*shape, -1).flatten(0, 1)
-    flow = splice.dictionary.decode(acts.features) + acts.error
+    flow = splice.decoded(acts.features) + acts.error
     return _Target(*splice.listed(features), flow.expand(*shape, -1))
 
 

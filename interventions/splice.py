@@ -42,17 +42,26 @@ class Splice:
         return self.read != self.site
 
     def skip(self, x: Tensor) -> Tensor | None:
-        return self.dictionary.skip(x) if isinstance(self.dictionary, Transcoder) else None
+        skip = self.dictionary.skip(x) if isinstance(self.dictionary, Transcoder) else None
+        return None if skip is None else self._precise(skip)
+
+    def decoded(self, features: Tensor) -> Tensor:
+        """What the features write at their site, with the decoder's bias."""
+        return self._precise(self.dictionary.decode(features))
 
     def prediction(self, features: Tensor, x: Tensor) -> Tensor:
         """What the dictionary says of its site: the decoded features, and the skip path from `x`."""
         skip = self.skip(x)
-        decoded = self.dictionary.decode(features)
+        decoded = self.decoded(features)
         return decoded if skip is None else decoded + skip
 
     def received(self, features: Mapping[Site, Tensor]) -> Tensor | float:
         """What the features of earlier sites write here."""
-        return sum(up.later[self.site].decode(features[up.site]) for up in self.earlier)
+        return sum(self._precise(up.later[self.site].decode(features[up.site])) for up in self.earlier)
+
+    def _precise(self, x: Tensor) -> Tensor:
+        """Parts of a prediction are added in the model's precision, so that in any order they cancel."""
+        return x.to(torch.promote_types(x.dtype, self.dtype))
 
     def slopes(
         self,
@@ -294,7 +303,7 @@ def run(
         made_there[splice.site], used_there[splice.site] = features, acts.features
         if changed is made and not splice.earlier and not torch.is_grad_enabled():
             return left
-        out = splice.dictionary.decode(acts.features) + splice.received(used_there) + acts.error
+        out = splice.decoded(acts.features) + splice.received(used_there) + acts.error
         skip = splice.skip(entered)
         if skip is not None:
             out = out + (skip if cut else skip.detach())

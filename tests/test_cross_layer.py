@@ -186,6 +186,26 @@ def test_exact_patching_moves_a_feature_at_every_layer_that_it_writes():
     torch.testing.assert_close(nodes.effect[entry], (moved - effects.clean)[0])
 
 
+def test_exact_patching_of_chosen_features_is_that_of_all():
+    model, prompts = tiny("gpt2"), batch(n=2)
+    layers = transcoder(model).layers()
+    every = exact_patching(model, prompts, metric, layers)
+    some = exact_patching(model, prompts, metric, layers, features={"mlp.0": [1, 2], "mlp.1": [7]})
+    assert list(some) == ["mlp.0", "mlp.1"]
+    for name, listed in (("mlp.0", [1, 2]), ("mlp.1", [7])):
+        expected = every[name].only(torch.isin(every[name].feature, torch.tensor(listed)))
+        assert torch.equal(some[name].feature, expected.feature)
+        torch.testing.assert_close(some[name].effect, expected.effect)
+        torch.testing.assert_close(some[name].error_effect, expected.error_effect)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dictionaries_in_half_precision_change_nothing_when_spliced_in(dtype):
+    model = tiny("gpt2")
+    layers = transcoder(model).to(dtype).layers()
+    torch.testing.assert_close(run(model, TOKENS, layers).logits, model.logits(TOKENS), rtol=0, atol=1e-12)
+
+
 def test_integrated_gradients_at_the_last_layer_add_up_to_its_change():
     model, prompts = tiny("gpt2"), batch()
     layers = transcoder(model, skip=False).layers()
