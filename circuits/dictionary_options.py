@@ -42,7 +42,7 @@ _CONVERT = """examples:
 
 Folds are exact. What a layout cannot hold is refused, and the message says what it is."""
 _COMPARE = """examples:
-  circuits dictionaries compare results/dictionaries/embedded/seed-0 results/dictionaries/embedded/seed-1
+  circuits dictionaries compare my-saes/seed-0 my-saes/seed-1
   circuits dictionaries compare ./small ./large --site resid.1 --out compared.json
   circuits dictionaries compare seed-0 seed-1 seed-2 --draw overlap.svg
 
