@@ -183,9 +183,8 @@ def exact_patching(
     """
     bound = splices(model, dictionaries)
     chosen = None if features is None else {model.site(name): some for name, some in features.items()}
-    if chosen is not None:
-        if missing := [site.name for site in chosen if site not in bound]:
-            raise ValueError(f"Features are listed at {', '.join(missing)}, where no dictionary is given.")
+    if missing := [site.name for site in chosen or () if site not in bound]:
+        raise ValueError(f"Features are listed at {', '.join(missing)}, where no dictionary is given.")
     with torch.no_grad():
         moved = changes(model, batch, metric, bound, reference)
     found = moved.effects(bound, {site: torch.zeros_like(c.left) for site, c in moved.sites.items()})

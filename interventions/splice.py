@@ -156,6 +156,10 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
             raise ValueError(f"The dictionary at {site} reads {read}, which the model computes only later.")
         n_features = _checked_features(model, site, read, dictionary)
         later = _later(model, site, dictionary)
+        if later and read == site:
+            raise ValueError(
+                f"The features at {site} also write at later sites, so they are read before {site}, not there."
+            )
         bound[site] = Splice(site, read, dictionary, n_features, model.device, model.dtype, later)
     for site, splice in sorted(bound.items()):
         if missing := [str(other) for other in splice.later if other not in bound]:

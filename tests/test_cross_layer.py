@@ -254,3 +254,50 @@ def test_decoders_of_the_wrong_number_of_layers_are_refused():
             encoders, [torch.randn(8, 1, 4), torch.randn(8, 1, 4)], torch.zeros(2, 4),
             reads=["mlp_in.0", "mlp_in.1"], writes=["mlp.0", "mlp.1"],
         )  # fmt: skip
+
+
+def test_features_that_write_later_are_read_before_their_own_site():
+    model = tiny("gpt2")
+    clt = _small(reads=["resid.0", "resid.1"], writes=["resid.0", "resid.1"])
+    with pytest.raises(ValueError, match=r"they are read before resid\.0, not there"):
+        run(model, TOKENS, clt.layers())
+
+
+def _small(width: int = 32, **changes) -> CrossLayerTranscoder:
+    parts = {
+        "encoders": [(torch.randn(width, 6), torch.zeros(6), ReLU()) for _ in range(2)],
+        "decoders": [torch.randn(6, 2, width), torch.randn(6, 1, width)],
+        "b_dec": torch.zeros(2, width),
+        "reads": ["mlp_in.0", "mlp_in.1"],
+        "writes": ["mlp.0", "mlp.1"],
+    }
+    return CrossLayerTranscoder(**parts | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"writes": ["mlp.0", "mlp.0"]}, r"each writing a site of its own, not \['mlp.0', 'mlp.0'\]"),
+        (
+            {"encoders": [], "decoders": [], "b_dec": torch.zeros(0, 4), "reads": [], "writes": []},
+            "One layer",
+        ),
+        ({"W_skip": torch.zeros(1, 32, 32)}, r"for each of 2 layers, not shapes .*\(1, 32, 32\)"),
+        ({"b_dec": torch.zeros(2)}, r"not shapes \[\(2,\), None\]"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        _small(**change)
+
+
+def test_as_many_inputs_as_layers_are_asked_for():
+    with pytest.raises(ValueError, match="2 layers read a tensor each; 3 were given"):
+        _small()([torch.randn(2, 32)] * 3)
+
+
+def test_what_is_written_later_has_a_row_for_each_feature():
+    with pytest.raises(
+        ValueError, match=r"6 features write at mlp\.1 .* not torch.float32 of shape \(5, 32\)"
+    ):
+        CrossLayer(_small().layers()["mlp.0"].own, {"mlp.1": torch.randn(5, 32)})

@@ -49,6 +49,12 @@ class CrossLayer(nn.Module):
 
     def __init__(self, own: SparseCoder, later: Mapping[str, Tensor]):
         super().__init__()
+        for site, W_dec in later.items():
+            if W_dec.ndim != 2 or len(W_dec) != own.n_features or not W_dec.is_floating_point():
+                raise ValueError(
+                    f"What {own.n_features} features write at {site} is a floating-point matrix (feature, "
+                    f"d_out), not {W_dec.dtype} of shape {tuple(W_dec.shape)}."
+                )
         self.own = own
         self._later = {site: Outlet(W_dec) for site, W_dec in later.items()}
         self.outlets = nn.ModuleList(self._later.values())
@@ -170,6 +176,11 @@ class CrossLayerTranscoder(nn.Module):
                 f"{n} encoders, {len(decoders)} decoders, {len(b_dec)} biases, {len(reads)} sites read and "
                 f"{len(writes)} written: there must be as many of each."
             )
+        if not n or len(set(writes)) < n:
+            raise ValueError(f"One layer at least, each writing a site of its own, not {list(writes)}.")
+        if b_dec.ndim != 2 or (W_skip is not None and (W_skip.ndim != 3 or len(W_skip) != n)):
+            shapes = [None if x is None else tuple(x.shape) for x in (b_dec, W_skip)]
+            raise ValueError(f"b_dec and W_skip have a row for each of {n} layers, not shapes {shapes}.")
         layers = []
         for i, (W_enc, b_enc, activation) in enumerate(encoders):
             W_dec = decoders[i]
@@ -192,6 +203,8 @@ class CrossLayerTranscoder(nn.Module):
     def forward(self, x: Sequence[Float[Tensor, "*batch d_in"]]) -> list[Float[Tensor, "*batch d_out"]]:
         """What is predicted at every site written, from what enters every site read."""
         layers = self.layers()
+        if len(x) != len(layers):
+            raise ValueError(f"{len(layers)} layers read a tensor each; {len(x)} were given.")
         features = [layer.encode(at) for layer, at in zip(layers.values(), x, strict=True)]
         predicted = []
         for m, (site, layer) in enumerate(layers.items()):
