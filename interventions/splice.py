@@ -158,7 +158,7 @@ def splices(model: Model, dictionaries: Dictionaries) -> dict[Site, Splice]:
         later = _later(model, site, dictionary)
         if later and read == site:
             raise ValueError(
-                f"The features at {site} also write at later sites, so they are read before {site}, not there."
+                f"The features at {site} also write later, so they are read before {site}, not there."
             )
         bound[site] = Splice(site, read, dictionary, n_features, model.device, model.dtype, later)
     for site, splice in sorted(bound.items()):

@@ -101,6 +101,15 @@ def test_hooks_are_found_in_a_model_by_the_tensor_that_flows_there(family):
         assert named(hook, model) == Named(site)
 
 
+def test_our_names_stand_above_module_paths_that_end_alike():
+    class Doubling(torch.nn.Sequential):
+        pass
+
+    model = tiny("gpt2", torch.float32)
+    model.module.get_submodule("transformer.h.1").mlp.mlp = Doubling(torch.nn.Identity(), torch.nn.Identity())
+    assert named("mlp.0", model) == Named("mlp.0")
+
+
 def test_a_path_means_its_own_module_and_not_what_other_models_have_there():
     gemma, llama = tiny("gemma2", torch.float32), tiny("llama", torch.float32)
     assert named("layers.1.mlp", llama).site == "mlp.1"
@@ -438,6 +447,42 @@ def test_paths_that_lead_out_are_refused(tmp_path, path):
     for enter in (source.path, source.within, source.json):
         with pytest.raises(ValueError, match="leads out of"):
             enter(path)
+
+
+@pytest.mark.parametrize("value", [None, [], ["a"], {"a": 1}, "no", True, -3, 10**30, 1.5], ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    ["architecture", "apply_b_dec_to_input", "normalize_activations", "d_in", "d_sae", "metadata", "k",
+     "rescale_acts_by_decoder_norm", "hook_name"],
+)  # fmt: skip
+def test_settings_of_another_kind_are_one_error_or_none(tmp_path, name, value):
+    known = {
+        "architecture": "topk",
+        "k": 3,
+        "rescale_acts_by_decoder_norm": True,
+        "apply_b_dec_to_input": True,
+    }
+    hook = {"metadata": {"hook_name": value}} if name == "hook_name" else {name: value}
+    _saelens(tmp_path / "sae", **known | hook)
+    allowed = {  # a null is as good as nothing where something is meant by default
+        "apply_b_dec_to_input": (None, True), "normalize_activations": (None,), "d_sae": (None,),
+        "metadata": (None, {"a": 1}), "rescale_acts_by_decoder_norm": (None, True), "hook_name": (None, "no"),
+    }  # fmt: skip
+    if any(value is one or (value == one and type(value) is type(one)) for one in allowed.get(name, ())):
+        load(tmp_path / "sae")
+        return
+    with pytest.raises(ValueError, match=r"sae.* cannot be read: ") as caught:
+        load(tmp_path / "sae")
+    assert len(str(caught.value)) < 500
+
+
+def test_words_are_not_taken_for_true(tmp_path):
+    for name, change in (
+        ("a", {"apply_b_dec_to_input": "False"}),
+        ("b", {"rescale_acts_by_decoder_norm": "no"}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} is '.*', which is not true or false"):
+            load(_saelens(tmp_path / name, **change))
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path):

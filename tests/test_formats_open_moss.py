@@ -227,6 +227,10 @@ def test_what_is_not_understood_is_refused(tmp_path):
     refused("lacks encoder.bias or b_E", {}, {n: t for n, t in _later().items() if n != "encoder.bias"})
     refused("it has head, which is none of", {}, _later() | {"head": torch.zeros(2)})
     refused("not finite", {}, _later() | {"decoder.bias": torch.full((D,), torch.inf)})
+    refused("the settings beside it ask for", {"d_model": D + 1})
+    refused("d_model is '6', which is not a whole number", {"d_model": "6"})
+    refused("jump_relu_threshold is '3', which is not a number", {"jump_relu_threshold": "3"})
+    refused("use_decoder_bias is 'no', which is not true or false", {"use_decoder_bias": "no"})
     refused("b_enc has shape", {}, _later() | {"encoder.bias": torch.zeros(F - 1)})
 
 

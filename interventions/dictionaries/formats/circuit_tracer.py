@@ -28,6 +28,7 @@ from .contents import Contents
 from .cross_layers import Layers, complete
 from .found import Found
 from .source import Source
+from .tensors import setting
 
 CONFIG = "config.yaml"
 _RUN = ("wandb-config.yaml", "wanb-config.yaml")  # beside these, transcoders read the MLP's input
@@ -47,8 +48,8 @@ class Hooks:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Hooks:
-        names = ("feature_input_hook", "feature_output_hook", "activation", "k")
-        return cls(*(config.get(name) for name in names))
+        names = ("feature_input_hook", "feature_output_hook", "activation")
+        return cls(*(setting(config, name, str) for name in names), setting(config, "k", int))
 
     def at(self, layer: int | str) -> tuple[str | None, str | None]:
         """The hooks that a layer writes and reads."""

@@ -29,7 +29,7 @@ from ..units import Units
 from .contents import Contents
 from .found import Found
 from .source import Source
-from .tensors import exact
+from .tensors import exact, setting
 from .trail import trail
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
@@ -62,7 +62,7 @@ def _found(source: Source, label: str) -> Found:
 
 def _config(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
     config = source.json(CONFIG) if CONFIG in source.files else {}
-    return config.get("trainer") or {}, config.get("buffer") or {}
+    return setting(config, "trainer", dict, {}), setting(config, "buffer", dict, {})
 
 
 def _place(source: Source, trainer: dict[str, Any]) -> str | None:
@@ -76,7 +76,7 @@ def _place(source: Source, trainer: dict[str, Any]) -> str | None:
         if match := re.search(r"blocks\.\d+\.(?:\w+\.)?hook_[a-z_]+?(?=__|$)", name):
             return match[0]
         if match := re.search(rf"({'|'.join(_HOOKS)})(?:_layer_?(\d+))?", name):
-            layer = match[2] or trainer.get("layer")
+            layer = match[2] or setting(trainer, "layer", int)
             return None if layer is None else f"blocks.{layer}.{_HOOKS[match[1]]}"
     return None
 
@@ -88,7 +88,7 @@ def read(source: Source) -> SparseCoder:
     """
     trainer, buffer = _config(source)
     held = Contents.of(source, WEIGHTS)
-    name = trainer.get("dict_class") or _class(held)
+    name = setting(trainer, "dict_class", str) or _class(held)
     if name not in _CLASSES:
         raise held.error(f"its dict_class is {name!r}; known are {', '.join(_CLASSES)}")
     told = {

@@ -22,3 +22,8 @@ class Found:
     read: Callable[[], Dictionary]
     writes: str | None
     reads: str | None = None
+
+    def __post_init__(self) -> None:
+        for hook in (self.writes, self.reads):
+            if not isinstance(hook, str | None):
+                raise ValueError(f"{repr(hook)[:80]}, where it belongs, is no name of a hook or of a module")

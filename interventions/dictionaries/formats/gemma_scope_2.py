@@ -25,6 +25,7 @@ from .contents import Contents
 from .cross_layers import Layers, complete
 from .found import Found
 from .source import Source
+from .tensors import setting
 from .trail import innermost, trail
 
 WEIGHTS, CONFIG = "params.safetensors", "config.json"
@@ -89,7 +90,7 @@ def read(source: Source, file: str) -> SparseCoder:
     if (architecture := config.get("architecture", "jump_relu")) != "jump_relu":
         raise held.error(f"{CONFIG} says {architecture!r}, but the format is of jump_relu dictionaries alone")
     skip = held.maybe("affine_skip_connection")
-    if config.get("affine_connection") and skip is None:
+    if setting(config, "affine_connection", bool) and skip is None:
         raise held.error("it lacks affine_skip_connection, which its config.json promises")
     told = ("model_name", "hf_hook_point_in", "hf_hook_point_out", "width", "l0")
     return held.coder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,9 +98,10 @@ class Shelf(Mapping[str, Any]):
 def _found(source: Source) -> list[Found]:
     from . import FORMATS
 
-    for find in FORMATS:
-        if found := find(source):
-            return found
+    with _naming(source.name, source):
+        for find in FORMATS:
+            if found := find(source):
+                return found
     shown = ", ".join(source.files[:12]) + (", ..." if len(source.files) > 12 else "")
     raise ValueError(
         f"{source.name} cannot be read: no known format of dictionaries has these files: {shown or 'none'}."
@@ -144,6 +146,22 @@ def _paths(source: Source, found: Sequence[Found]) -> str:
     return f"Pass one of {', '.join(paths[:20])}{', ...' if len(paths) > 20 else ''}."
 
 
+@contextmanager
+def _naming(path: str, source: Source) -> Iterator[None]:
+    """Whatever is wrong with files is a ValueError that names them."""
+    try:
+        yield
+    except ValueError as error:
+        if path in str(error) or any(file in str(error) for file in source.files):
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be read: its settings or tensors are not what the format has "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
 def _fitted(
     place: Place,
     *,
@@ -154,13 +172,8 @@ def _fitted(
     names: Mapping[str, str],
 ) -> Dictionary:
     """Reads a dictionary and puts it at its place. Raises ValueError where it does not fit."""
-    try:
+    with _naming(_path(source, place.found), source):
         coder = place.found.read()
-    except ValueError as error:
-        path = _path(source, place.found)
-        if path in str(error) or any(file in str(error) for file in source.files):
-            raise
-        raise ValueError(f"{path} cannot be read: {error}") from error
     if isinstance(coder, nn.Module):
         bad = [name for name, weight in coder.state_dict().items() if not weight.isfinite().all()]
         if bad:

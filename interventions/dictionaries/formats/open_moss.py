@@ -26,7 +26,7 @@ from ..units import Units
 from .contents import Contents
 from .found import Found
 from .source import Source
-from .tensors import exact
+from .tensors import exact, setting, shaped
 
 _OLD = ("hyperparams.json", "checkpoints/final.safetensors")
 _NEW = ("config.json", "sae_weights.safetensors")
@@ -56,13 +56,14 @@ def find(source: Source) -> list[Found]:
 
 def _read(source: Source, weights: str, settings: Mapping[str, Any], *, old: bool) -> SparseCoder:
     held = Contents.of(source, weights)
-    for setting, plain in (("use_glu_encoder", False), ("sae_type", "sae")):
-        if settings.get(setting, plain) != plain:
-            raise held.error(f"{setting} is {settings[setting]!r}, which is not read")
+    for name, plain in (("use_glu_encoder", False), ("sae_type", "sae")):
+        if settings.get(name, plain) != plain:
+            raise held.error(f"{name} is {settings[name]!r}, which is not read")
     s, t, normalise = _scales(held, settings)
     W_enc = held.take("W_E") if "W_E" in held else held.take("encoder.weight").T
     W_dec = held.take("W_D") if "W_D" in held else held.take("decoder.weight").T
-    biased = settings.get("use_decoder_bias", True)
+    shaped({"W_enc": W_enc}, {"W_enc": (setting(settings, "d_model", int, len(W_enc)), W_enc.shape[-1])})
+    biased = setting(settings, "use_decoder_bias", bool, True)
     b_dec = held.take("decoder.bias", "b_D") if biased else W_dec.new_zeros(W_dec.shape[-1])
     activation = _activation(held, settings, W_enc.shape[-1])
     coder = held.coder(
@@ -70,7 +71,7 @@ def _read(source: Source, weights: str, settings: Mapping[str, Any], *, old: boo
         b_enc=exact(held.take("encoder.bias", "b_E")),
         W_dec=exact(W_dec),
         b_dec=exact(b_dec),
-        b_pre=exact(b_dec) if settings.get("apply_decoder_bias_to_pre_encoder") else None,
+        b_pre=exact(b_dec) if setting(settings, "apply_decoder_bias_to_pre_encoder", bool) else None,
         activation=ReLU(),
         normalise=normalise,
         meta=_meta(settings),
@@ -78,7 +79,7 @@ def _read(source: Source, weights: str, settings: Mapping[str, Any], *, old: boo
     if old and normalise is None:
         coder = coder.scale_input(s, t).scale_latents(1 / s)
     size = torch.ones(coder.n_features)
-    if settings.get("sparsity_include_decoder_norm"):
+    if setting(settings, "sparsity_include_decoder_norm", bool):
         norms = coder.W_dec.norm(dim=-1)
         size = torch.where(norms > 0, norms, 1.0)
     coder = coder.scale_latents(size)._with(activation=activation)
@@ -107,19 +108,21 @@ def _scales(held: Contents, settings: Mapping[str, Any]) -> tuple[float, float, 
         return 1.0, 1.0, RescaleNorm()
     if kind != "dataset-wise":
         raise held.error(f"norm_activation is {kind!r}, which is not read")
-    told = settings.get(_NORM) or {}
+    told = setting(settings, _NORM, dict, {})
     ends = (("in", reads), ("out", writes))
     norms: list[Any] = [stored.get(hook, told.get(hook, told.get(end))) for end, hook in ends]
     if not all(isinstance(norm, int | float) and 0 < norm < math.inf for norm in norms):
         raise held.error(f"{_NORM}, by which its input was scaled, is {norms} (in, out)")
-    root = math.sqrt(settings["d_model"])
+    if (d_model := setting(settings, "d_model", int)) is None or d_model < 1:
+        raise held.error(f"d_model, by which its input was scaled, is {d_model}")
+    root = math.sqrt(d_model)
     return root / norms[0], root / norms[1], None
 
 
 def _activation(held: Contents, settings: Mapping[str, Any], n_features: int) -> Activation:
     kind = str(settings.get("act_fn", "")).lower()
     logarithm = held.maybe("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
-    threshold = settings.get("jump_relu_threshold") or 0.0
+    threshold = setting(settings, "jump_relu_threshold", float, 0.0)
     if kind == "jumprelu" or (
         kind == "topk" and threshold > 0
     ):  # of TopK with one, the library makes JumpReLU

@@ -24,7 +24,7 @@ from ..normalisation import LayerNorm, Normalise, RescaleNorm
 from ..units import Units
 from .found import Found
 from .source import Source
-from .tensors import exact, known, needed, shaped
+from .tensors import exact, known, needed, setting, shaped
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 TRANSCODERS = {"transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"}
@@ -79,11 +79,14 @@ def settings(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "metadata" in raw:
         told = {key: value for key, value in raw.items() if key in _ABOUT}
         kept = {key: value for key, value in raw.items() if key not in _ABOUT}
-        return kept | {"architecture": raw["architecture"], "metadata": told | raw["metadata"]}
+        return kept | {
+            "architecture": raw["architecture"],
+            "metadata": told | setting(raw, "metadata", dict, {}),
+        }
     named = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
              "activation_fn_str": "activation_fn"}  # fmt: skip
     cfg = {named.get(key, key): value for key, value in raw.items()}
-    kwargs = cfg.get("activation_fn_kwargs") or {}
+    kwargs = setting(cfg, "activation_fn_kwargs", dict, {})
     if cfg.get("activation_fn") == "topk" or cfg.get("architecture") == "topk":
         cfg["architecture"], cfg["k"] = "topk", kwargs.get("k", cfg.get("k"))
     cfg["architecture"] = cfg.get("architecture") or "standard"
@@ -125,7 +128,7 @@ def _coder(cfg: dict[str, Any], tensors: dict[str, Tensor], source: Source) -> S
     architecture, told = cfg["architecture"], cfg["metadata"]
     d_in, width = cfg["d_in"], cfg.get("d_sae")
     d_out = cfg.get("d_out", d_in) if architecture in TRANSCODERS else d_in
-    if (told.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
+    if setting(told, "model_from_pretrained_kwargs", dict, {}).get("center_writing_weights"):
         warnings.warn(
             f"{source.name} was trained on a model whose residual stream has its mean subtracted "
             "(center_writing_weights). Models are read here as they are: it sees a mean it was never shown.",
@@ -140,16 +143,16 @@ def _coder(cfg: dict[str, Any], tensors: dict[str, Tensor], source: Source) -> S
     shapes = {"W_enc": (d_in, width), "W_dec": (width, d_out), "b_dec": (d_out,), "W_skip": (d_out, d_in)}
     shaped(tensors, shapes | vectors)
     if scaling is not None and not torch.allclose(scaling, torch.ones_like(scaling)):
-        if not told.get("finetuning_scaling_factor"):
+        if not setting(told, "finetuning_scaling_factor", bool):
             raise ValueError("it has a scaling_factor, and its settings do not say what that is for")
         tensors["W_dec"] = exact(tensors["W_dec"]) * exact(scaling)[:, None]
     normalise = _normalise(cfg, architecture)
     W_skip = tensors.pop("W_skip", None)
-    if cfg.get("rescale_acts_by_decoder_norm"):
+    if setting(cfg, "rescale_acts_by_decoder_norm", bool):
         _fold_norms(tensors)
     W_dec, b_dec = tensors.pop("W_dec"), tensors.pop("b_dec")
-    before = architecture not in TRANSCODERS and cfg.get("apply_b_dec_to_input", True)
-    widths = cfg.get("matryoshka_widths") or (told.get("training_architecture_details") or {}).get(
+    before = architecture not in TRANSCODERS and setting(cfg, "apply_b_dec_to_input", bool, True)
+    widths = cfg.get("matryoshka_widths") or setting(told, "training_architecture_details", dict, {}).get(
         "matryoshka_widths", ()
     )
     rest: dict[str, Any] = {
@@ -200,7 +203,7 @@ def _activation(architecture: str, cfg: Mapping[str, Any], tensors: Mapping[str,
 
 
 def _normalise(cfg: Mapping[str, Any], architecture: str) -> Normalise | None:
-    how = cfg.get("normalize_activations") or "none"
+    how = setting(cfg, "normalize_activations", str, "none")
     if how in ("none", "expected_average_only_in"):
         return None
     kinds = {"layer_norm": LayerNorm, "constant_norm_rescale": RescaleNorm}
@@ -233,7 +236,7 @@ def _scaled(coder: SparseCoder, cfg: Mapping[str, Any], source: Source) -> Spars
     """The scale that a run multiplies its activations by, folded in where the weights do not have it yet."""
     if cfg.get("normalize_activations") != "expected_average_only_in":
         return coder
-    scale = source.json(SCALER).get("scaling_factor") if SCALER in source.files else None
+    scale = setting(source.json(SCALER), "scaling_factor", float) if SCALER in source.files else None
     if scale is not None:
         return coder.scale_input(float(scale))
     warnings.warn(

@@ -18,7 +18,7 @@ from ..activations import AbsTopK, Activation, GroupMax, TopK
 from ..coders import SparseCoder
 from .found import Found
 from .source import Source
-from .tensors import known, needed, shaped
+from .tensors import known, needed, setting, shaped
 from .trail import trail
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -37,7 +37,7 @@ def find(source: Source) -> list[Found]:
         if CONFIG not in inside.files:
             continue
         place = _place(trail(inside, WEIGHTS)[:-1])
-        transcodes = place is not None and bool(inside.json(CONFIG).get("transcode"))
+        transcodes = place is not None and setting(inside.json(CONFIG), "transcode", bool)
         reads = f"{place}.input" if transcodes else None
         found.append(Found(folder, partial(_read, inside), place and f"{place}.output", reads))
     return found
@@ -47,7 +47,7 @@ def _place(folders: Sequence[str]) -> str | None:
     """The module that the innermost folder is called after; None for a name that is no module's."""
     last = next((name for name in reversed(folders) if not re.fullmatch(r"seed\d+|best", name)), "")
     module = re.fullmatch(r"(?:[A-Za-z_]\w*\.)*(?:layers?|h|blocks)\.\d+(?:\.\w+)*|embed\w*|wte", last)
-    return last if module else None
+    return (f"{last}.output", f"{last}.input") if module else (None, None)
 
 
 def _read(source: Source) -> SparseCoder:
@@ -55,7 +55,7 @@ def _read(source: Source) -> SparseCoder:
     try:
         known(cfg, _SETTINGS, "settings")
         tensors = source.tensors(WEIGHTS)
-        names = [*_TENSORS, *(["W_skip"] if cfg.get("skip_connection") else [])]
+        names = [*_TENSORS, *(["W_skip"] if setting(cfg, "skip_connection", bool) else [])]
         needed(tensors, names)
         known(tensors, names, "tensors")
         width, d_in = cfg.get("num_latents") or cfg["d_in"] * cfg["expansion_factor"], cfg["d_in"]
@@ -66,7 +66,7 @@ def _read(source: Source) -> SparseCoder:
             b_enc=tensors["encoder.bias"],
             W_dec=tensors["W_dec"],
             b_dec=tensors["b_dec"],
-            b_pre=None if cfg.get("transcode") else tensors["b_dec"],
+            b_pre=None if setting(cfg, "transcode", bool) else tensors["b_dec"],
             W_skip=tensors["W_skip"].T if "W_skip" in tensors else None,
             activation=_activation(cfg),
             meta={"format": "sparsify"}
@@ -80,10 +80,10 @@ def _read(source: Source) -> SparseCoder:
 
 def _activation(cfg: dict[str, Any]) -> Activation:
     kinds: dict[str, type[TopK]] = {"topk": TopK, "groupmax": GroupMax}
-    activation = cfg.get("activation", "topk")
+    activation = setting(cfg, "activation", str, "topk")
     if activation not in kinds:
         raise ValueError(f"unknown activation {activation!r}; {' and '.join(kinds)} are known")
-    if cfg.get("signed"):  # of early versions: the largest by magnitude, negative ones too
+    if setting(cfg, "signed", bool):  # of early versions: the largest by magnitude, negative ones too
         if activation != "topk":
             raise ValueError(f"activation {activation!r} cannot be signed")
         return AbsTopK(cfg["k"])
