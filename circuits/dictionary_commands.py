@@ -27,7 +27,7 @@ from .feature_table import columns, feature_table
 from .files import read_json, writable
 from .portrait import Coder, Portrait, activity, densities, portraits
 from .question import Say, described, loaded_dictionaries, loaded_model
-from .text import rows
+from .text import rows, special
 
 _TESTED = 16  # rows of text on which it is seen whether dictionaries fit a model
 _MOST = 400  # features on one page
@@ -109,7 +109,8 @@ def _list(
     table = [[site, *_described(site, dictionary)] for site, dictionary in known.items()]
     if model is not None:
         text = _text(asked, {}, model, progress, n=_TESTED)
-        tested = quality(model, {site: _cast(known[site], model) for site in known}, text)
+        cast = {site: _cast(known[site], model) for site in known}
+        tested = quality(model, cast, text, ignore=special(model))
         head += ["FVU", "L0"]
         for row, site in zip(table, known, strict=True):
             row += [f"{tested[site].fvu:.3f}", f"{tested[site].l0:.1f}"]

@@ -34,7 +34,7 @@ from .files import read_json, writable, write_tensors
 from .question import Say, checked_device, described, loaded_dictionaries, loaded_model, whole_path
 from .record import Clock, interruptible, write_json
 from .site_pairs import described_pairs, site_pairs
-from .text import rows
+from .text import rows, special
 
 _HELD_OUT = 32_768  # tokens at most
 _EVERY = 500  # steps between two checkpoints
@@ -106,6 +106,8 @@ def train(
     done = _begun(folder, training)
     model = loaded_model(training.model, device=training.device, dtype=training.dtype)
     pairs = site_pairs(model, training.sites)
+    if training.skip and all(reads == writes for reads, writes in pairs):
+        raise ValueError("--skip is for transcoders, --sites 'READS->WRITES', and here are none.")
     widths = _widths(model, pairs, training)
     jobs = _jobs(pairs, widths, recipe, training)
     say(f"Model         {described(model, training.model)}")
@@ -135,7 +137,8 @@ def train(
         write_json(folder / "settings.json", {"train": {**record, **clock.record()}})
     with interruptible(f"The dictionaries are in {folder}; the same command tests them."):
         for home in homes.values():
-            tested = quality(model, loaded_dictionaries(str(home), model, dtype=model.dtype), unseen)
+            known = loaded_dictionaries(str(home), model, dtype=model.dtype)
+            tested = quality(model, known, unseen, ignore=special(model))
             write_json(home / "quality.json", {site: _numbers(q) for site, q in tested.items()})
             say(f"\n{'' if home == folder else f'{home.name}, '}on text held out\n\n{quality_table(tested)}")
     clock.lap("testing")
@@ -209,7 +212,7 @@ def _trained(
             {names[key]: job for key, job in jobs.items()},
             steps=training.steps,
             batch_size=training.batch_size,
-            ignore=getattr(model.tokenizer, "all_special_ids", ()),
+            ignore=special(model),
             checkpoint=folder / "checkpoint",
             every=_EVERY,
             keep_checkpoint=True,  # until what was learned is saved
@@ -271,8 +274,8 @@ def _begun(folder: Path, training: Training) -> bool:
     differ = [name for name in now if now[name] != then.get(name) and name != "device"]
     if differ:
         raise ValueError(
-            f"{folder} is of a training with another {' and '.join(differ)}; give --out, or --fresh to "
-            "replace it."
+            f"{folder} is of a training with another --{' and --'.join(differ).replace('_', '-')}; give "
+            "--out, or --fresh to replace it."
         )
     return "finished" in before
 

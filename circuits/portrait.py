@@ -18,6 +18,8 @@ from interventions.dictionaries.measures.text import pieces
 from interventions.dictionaries.measures.unembedding import effects
 from interventions.model import Model
 
+from .text import special
+
 Coder = SparseCoder | CrossLayer
 
 _BINS = 24
@@ -238,9 +240,8 @@ def _read(model: Model, coder: Coder, site: str, rows: Tensor) -> Tensor:
 
 
 def _counted(model: Model, rows: Tensor) -> Tensor:
-    """Which positions are not special tokens; those that open a text have activations of their own."""
-    special = torch.tensor(sorted(getattr(model.tokenizer, "all_special_ids", ())), dtype=torch.long)
-    return torch.isin(rows.cpu(), special, invert=True)
+    """Which positions are not special tokens."""
+    return torch.isin(rows.cpu(), torch.tensor(special(model), dtype=torch.long), invert=True)
 
 
 def _context(

@@ -121,6 +121,7 @@ def loaded_model(name: str, *, device: str, dtype: str | None) -> Model:
 
     source = str(embedded.HERE / "model") if name == "embedded" else name
     kind = None if dtype is None else getattr(torch, dtype)
+    device = checked_device(device)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -18,7 +18,7 @@ def site_pairs(model: Model, sites: Sequence[str]) -> list[tuple[str, str]]:
 
     Raises:
         LookupError: no such site.
-        ValueError: two dictionaries that would write the same site.
+        ValueError: two dictionaries that would write the same site; one that would read what comes after it.
     """
     pairs: list[tuple[str, str]] = []
     for given in sites:
@@ -28,8 +28,9 @@ def site_pairs(model: Model, sites: Sequence[str]) -> list[tuple[str, str]]:
             named = [model.site(reads).name]  # also those that have a name without being listed
         for name in named:
             pairs.append((name, _filled(reads, name, writes) if arrow else name))
-    for _, writes in pairs:
-        model.site(writes)
+    for reads, writes in pairs:
+        if model.site(reads) > model.site(writes):
+            raise ValueError(f"{reads} comes after {writes}: from there it cannot be predicted.")
     written = [writes for _, writes in pairs]
     twice = next((name for name in written if written.count(name) > 1), None)
     if len(set(pairs)) < len(pairs):

@@ -22,12 +22,15 @@ def rows(
     `source` is the word `own`, a file of text (UTF-8) or the name of a dataset on the Hugging Face hub.
 
     Raises:
-        FileNotFoundError: no such file, nor dataset.
+        FileNotFoundError: no such file, nor dataset, or no `datasets` to look for one.
         ValueError: too little text for one row; a model without tokenizer.
     """
     if source == "own":
         return _own(model, context, n, seed, progress)
-    found, _ = token_rows(model, source, length=context, most=n)
+    try:
+        found, _ = token_rows(model, source, length=context, most=n)
+    except ImportError as error:  # what a dataset needs, and so a mistyped file
+        raise FileNotFoundError(str(error)) from None
     if found.shape[1] < context:
         raise ValueError(f"{source} holds less than one row of {context} tokens; try a smaller --context.")
     return found
@@ -41,3 +44,8 @@ def _own(model: Model, context: int, n: int, seed: int, progress: bool | None) -
             parts.append(own_samples(model, rows=count, length=context, seed=seed + 1_000_003 * first))
             bar.update(count)
     return torch.cat(parts)
+
+
+def special(model: Model) -> tuple[int, ...]:
+    """The tokens that are not text; those that open a row have activations of their own."""
+    return tuple(sorted(getattr(model.tokenizer, "all_special_ids", ())))

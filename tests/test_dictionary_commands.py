@@ -16,11 +16,12 @@ from circuits.dictionary_training import RECIPES, Training
 from circuits.parser import parser
 from circuits.question import loaded_dictionaries, part
 from circuits.site_pairs import site_pairs
-from circuits.text import rows
+from circuits.text import rows, special
 from interventions.dictionaries import SparseCoder, load, quality, save
 from interventions.dictionaries.activations import TopK
 from interventions.dictionaries.measures import overlap
 from interventions.dictionaries.trainee import Trainee
+from interventions.model import Model
 
 TINY = ["--steps", "30", "--tokens", "2k", "--context", "24", "--batch-size", "64", "--features", "96"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
@@ -117,7 +118,9 @@ def test_the_quality_is_that_of_text_held_out(trained, corpus):
     unseen = text[: n + n // 10][-(n // 10) :]
     known = load(trained / "seed-0")
     numbers = json.loads((trained / "seed-0" / "quality.json").read_text())["mlp.0"]
-    assert numbers["fvu"] == pytest.approx(quality(model, known, unseen)["mlp.0"].fvu, rel=1e-4)
+    assert numbers["fvu"] == pytest.approx(
+        quality(model, known, unseen, ignore=special(model))["mlp.0"].fvu, rel=1e-4
+    )
 
 
 def test_the_same_training_again_only_tests(trained, corpus, said):
@@ -133,7 +136,7 @@ def test_another_training_in_the_same_folder_is_refused_until_told_otherwise(tmp
     argv = ["train", "--text", corpus, "--sites", "resid.1", *TINY, "--out", tmp_path, "-q"]
     assert dictionaries(*argv, "--k", "4") == 0
     line = mistake(*argv, "--k", "8")
-    assert "training with another k" in line and "--fresh" in line
+    assert "training with another --k;" in line and "--fresh" in line
     assert dictionaries(*argv, "--k", "8", "--fresh") == 0
     assert load(tmp_path)["resid.1"].activation.k == 8
     (tmp_path / "settings.json").write_text('{"editor.fontSize": 14}')
@@ -304,6 +307,8 @@ def test_of_a_larger_dictionary_it_is_said_how_much_is_new(tmp_path, said):
         (["train", "--recipe", "l1", "--k", "3"], "The recipe l1 takes --weight, not --k."),
         (["train", "--sites", "reside.*"], "No site 'reside.*'"),
         (["train", "--text", "nowhere.txt"], "'nowhere.txt'"),
+        (["train", "--sites", "mlp_in.0->attn.0"], "mlp_in.0 comes after attn.0"),
+        (["train", "--sites", "resid.0", "--skip"], "--skip is for transcoders"),
         (["train", "--steps", "many"], "'many' is not a number such as 5000, 20k or 1M"),
         (["train", "--seeds", "1,1"], "'1,1' are not different numbers such as 0,1,2"),
         (["train", "--lr", "-1"], "'-1' is not a number above 0"),
@@ -334,6 +339,28 @@ def test_a_mistake_is_one_line_that_says_what_would_do(argv, says, tmp_path, mon
     line = mistake(*argv)
     assert line.startswith("circuits: error: ") and says in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing stands in another try's way
+
+
+def test_text_that_is_not_there_is_a_mistake_without_the_library_for_datasets_too(
+    tmp_path, monkeypatch, mistake
+):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "empty.txt").touch()
+    for name, says in (("nowhere.txt", "There is no file"), ("empty.txt", "There is no text in")):
+        line = mistake("train", "--text", tmp_path / name, "--out", tmp_path / "out", *TINY)
+        assert says in line and name in line
+
+
+def test_a_model_is_put_on_one_device_which_needs_nothing_beside_torch(said, monkeypatch):
+    asked = []
+
+    def load(*args, original=Model.load, **settings):
+        asked.append(settings["device"])
+        return original(*args, **settings)
+
+    monkeypatch.setattr(Model, "load", load)
+    said("inspect", "embedded", "--model", "embedded", "--site", "resid.0")
+    assert asked == ["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def test_features_of_dictionaries_from_elsewhere_need_a_model(tmp_path, mistake):

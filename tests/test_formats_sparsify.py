@@ -139,6 +139,17 @@ def test_exported_dictionaries_read_back_as_the_same_function(tmp_path, case):
     assert back.reads == coder.reads
 
 
+def test_what_was_exported_under_our_names_is_at_home_again(tmp_path):
+    model = tiny("llama", torch.float32)
+    known = {
+        "resid.1": SparseCoder.random(32, 48, activation=TopK(3)),
+        "mlp.1": SparseCoder.random(32, 48, activation=TopK(3), reads="mlp_in.1"),
+    }
+    export_sparsify(known, tmp_path)
+    for again in (load(tmp_path), load(tmp_path, model)):
+        assert {site: coder.reads for site, coder in again.items()} == {"resid.1": None, "mlp.1": "mlp_in.1"}
+
+
 def test_what_sparsify_cannot_say_is_not_exported(tmp_path):
     base = OURS["sae"]
     for activation in (ReLU(), JumpReLU(torch.rand(F)), BatchTopK(3, 0.5), AbsTopK(3)):

@@ -202,6 +202,12 @@ def test_texts_become_rows_without_padding():
         token_rows(model, [""])
 
 
+def test_what_reads_behind_its_own_site_is_refused():
+    late = SparseCoder.random(32, 48, site="attn.0", reads="mlp_in.0")
+    with pytest.raises(ValueError, match=r"at attn\.0 reads mlp_in\.0, which the model computes only later"):
+        quality(tiny("gpt2"), late, torch.ones(2, 5, dtype=torch.long))
+
+
 def test_what_opens_a_row_counts_no_more_than_in_training(tmp_path):
     class Letters:
         bos_token_id, all_special_ids = 2, (2,)

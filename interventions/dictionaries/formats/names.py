@@ -15,7 +15,7 @@ from ...model import Model
 from ...observation import Call, Observation, observe, sample
 from ...sites import Side, Site
 
-_OURS = re.compile(r"embed|(?:attn|attn_in|mlp|mlp_in|mixer|mixer_in|resid|heads)\.\d+")
+OURS = re.compile(r"embed|(?:attn|attn_in|mlp|mlp_in|mixer|mixer_in|resid|heads)\.\d+")
 _LENS = {  # hooks of TransformerLens inside block N
     "hook_resid_post": "resid",
     "hook_mlp_out": "mlp",
@@ -72,6 +72,8 @@ def named(hook: str, model: Model | None = None) -> Named:
     """
     if model is None:
         return _by_pattern(hook)
+    if hook in model.sites:  # even where a module's path ends like that
+        return Named(hook)
     if found := _path(hook, model):
         return Named(_at(model, *found).name)
     if (lens := _lens(hook)) and lens[1] in (*_BEFORE, "hook_resid_pre"):
@@ -81,7 +83,7 @@ def named(hook: str, model: Model | None = None) -> Named:
 
 
 def _by_pattern(hook: str) -> Named:
-    if _OURS.fullmatch(hook):
+    if OURS.fullmatch(hook):
         return Named(hook)
     if hook.split(".")[-1] in _EMBEDDINGS or hook.removesuffix(".output").split(".")[-1] in _EMBEDDINGS:
         return Named("embed")

@@ -17,6 +17,7 @@ from typing import Any
 from ..activations import AbsTopK, Activation, GroupMax, TopK
 from ..coders import SparseCoder
 from .found import Found
+from .names import OURS
 from .source import Source
 from .tensors import known, needed, setting, shaped
 from .trail import trail
@@ -36,16 +37,22 @@ def find(source: Source) -> list[Found]:
         inside = source.within(folder)
         if CONFIG not in inside.files:
             continue
-        place = _place(trail(inside, WEIGHTS)[:-1])
-        transcodes = place is not None and setting(inside.json(CONFIG), "transcode", bool)
-        reads = f"{place}.input" if transcodes else None
-        found.append(Found(folder, partial(_read, inside), place and f"{place}.output", reads))
+        writes, reads = _places(trail(inside, WEIGHTS)[:-1])
+        transcodes = reads is not None and setting(inside.json(CONFIG), "transcode", bool)
+        found.append(Found(folder, partial(_read, inside), writes, reads if transcodes else None))
     return found
 
 
-def _place(folders: Sequence[str]) -> str | None:
-    """The module that the innermost folder is called after; None for a name that is no module's."""
+def _places(folders: Sequence[str]) -> tuple[str | None, str | None]:
+    """What leaves and what enters the module that the innermost folder is called after, or our site.
+
+    None for a name that is no module's.
+    """
     last = next((name for name in reversed(folders) if not re.fullmatch(r"seed\d+|best", name)), "")
+    if site := re.fullmatch(r"(attn|mlp|mixer)\.(\d+)", last):  # as `export_sparsify` calls it without hooks
+        return last, f"{site[1]}_in.{site[2]}"
+    if OURS.fullmatch(last):
+        return last, None
     module = re.fullmatch(r"(?:[A-Za-z_]\w*\.)*(?:layers?|h|blocks)\.\d+(?:\.\w+)*|embed\w*|wte", last)
     return (f"{last}.output", f"{last}.input") if module else (None, None)
 

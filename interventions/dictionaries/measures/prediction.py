@@ -59,7 +59,7 @@ def predictions(
     """Each dictionary bound to its sites.
 
     Raises:
-        ValueError: a lone dictionary that does not say its site.
+        ValueError: a lone dictionary that does not say its site; one that reads what comes after it.
     """
     if isinstance(dictionaries, SparseCoder):
         if dictionaries.site is None:
@@ -67,6 +67,10 @@ def predictions(
         dictionaries = {dictionaries.site: dictionaries}
     bound = {model.site(name): d for name, d in dictionaries.items()}
     reads = {site: model.site(getattr(d, "reads", None) or site) for site, d in bound.items()}
+    if late := next((site for site, read in reads.items() if read > site), None):
+        raise ValueError(
+            f"The dictionary at {late} reads {reads[late]}, which the model computes only later."
+        )
     found = []
     for site, dictionary in bound.items():
         earlier = tuple(

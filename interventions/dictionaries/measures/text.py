@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def token_rows(
         if most is not None and sum(map(len, found)) >= most:
             break
     if not found:
-        raise ValueError("There is no text.")
+        raise ValueError(f"There is no text{f' in {given}' if isinstance(given, str | PathLike) else ''}.")
     return torch.cat(found)[:most], tuple(source.special if ignore is None else ignore)
 
 
