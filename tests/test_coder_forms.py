@@ -97,6 +97,14 @@ def test_a_gated_dictionary_is_gate_times_magnitude():
     torch.testing.assert_close(coder.encode(x), expected)
 
 
+def test_the_two_parts_of_a_gate_are_of_one_shape():
+    with pytest.raises(ValueError, match=r"are of one shape, not \(20,\), \(1,\), \(20,\)"):
+        SparseCoder.gated(
+            W_enc=torch.randn(D, F), r_mag=torch.zeros(F), b_gate=torch.zeros(1), b_mag=torch.zeros(F),
+            W_dec=torch.randn(F, D), b_dec=torch.zeros(D),
+        )  # fmt: skip
+
+
 @NORMS
 @pytest.mark.parametrize("activation", [JumpReLU(torch.full((F,), 0.3)), TopK(4)], ids=["JumpReLU", "TopK"])
 def test_a_normalised_dictionary_reconstructs_as_published(norm: Normalise, activation):
@@ -269,6 +277,12 @@ def test_an_input_of_another_width_is_named(shape):
         (lambda c: c.scale_input(1.0, 0.0), "Scales are positive, finite numbers, not 0.0"),
         (lambda c: c.scale_latents(torch.ones(F - 1)), r"\(19,\) factors do not fit 20 features"),
         (lambda c: c.select([]), "at least one feature"),
+        (lambda c: c._with(activation=JumpReLU(torch.ones(1))), "1 thresholds do not fit 20 features"),
+        (
+            lambda c: JumpReLU(torch.ones(F, dtype=torch.complex64)),
+            "Thresholds are numbers, not torch.complex64",
+        ),
+        (lambda c: c._with(W_enc=c.W_enc[:0], b_pre=None), "at least one feature and a width"),
         (lambda c: c._with(activation=GroupMax(3)), "20 features do not fall into 3 groups"),
         (lambda c: c._with(prefixes=[2.5]), r"Prefixes \[2.5\] do not fit"),
         (lambda c: c._with(prefixes=["5"]), r"Prefixes \['5'\] do not fit"),

@@ -476,6 +476,17 @@ def test_settings_of_another_kind_are_one_error_or_none(tmp_path, name, value):
     assert len(str(caught.value)) < 500
 
 
+def test_an_autoencoder_of_two_widths_is_asked_where_it_reads(tmp_path):
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "layer_3"
+    folder.mkdir(parents=True)
+    tensors = {"W_enc": torch.randn(D + 1, F), "W_dec": torch.randn(F, D), "b_enc": torch.randn(F)}
+    tensors |= {"b_dec": torch.randn(D), "threshold": torch.ones(F)}
+    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in tensors.items()})
+    with pytest.raises(ValueError, match="layer_3.* reads width 7 and writes width 6, so .* pass reads="):
+        load(folder)
+    assert load(folder, reads="mlp.3")["resid.3"].reads == "mlp.3"
+
+
 def test_words_are_not_taken_for_true(tmp_path):
     for name, change in (
         ("a", {"apply_b_dec_to_input": "False"}),

@@ -40,10 +40,7 @@ class Activation(nn.Module):
 
     def check(self, n_features: int) -> None:
         """Raises ValueError for a number of features that this does not fit."""
-        threshold, k = getattr(self, "threshold", None), getattr(self, "k", 0)
-        if threshold is not None and threshold.numel() not in (1, n_features):
-            raise ValueError(f"{threshold.numel()} thresholds do not fit {n_features} features.")
-        if k >= n_features:
+        if getattr(self, "k", 0) >= n_features:
             raise ValueError(f"{self} does not fit {n_features} features: k must be smaller.")
 
     def scaled(self, factor: Float[Tensor, " feature"] | float) -> Activation:
@@ -115,6 +112,10 @@ class JumpReLU(Activation):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.where(z > self.threshold, z, 0.0)
+
+    def check(self, n_features: int) -> None:
+        if len(self.threshold) != n_features:
+            raise ValueError(f"{len(self.threshold)} thresholds do not fit {n_features} features.")
 
     def scaled(self, factor: Tensor | float) -> JumpReLU:
         return JumpReLU(self.threshold * factor)
@@ -290,6 +291,8 @@ def _positive(k: int) -> int:
 
 def _thresholds(threshold: Tensor) -> Tensor:
     threshold = threshold.detach()
+    if threshold.is_complex() or threshold.dtype == torch.bool:
+        raise ValueError(f"Thresholds are numbers, not {threshold.dtype}.")
     if not threshold.is_floating_point() or threshold.dtype.itemsize < 4:
         threshold = threshold.float()
     if not threshold.isfinite().all() or (threshold < 0).any():

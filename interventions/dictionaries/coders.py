@@ -91,8 +91,11 @@ class SparseCoder(Forms, nn.Module):
                     f"{name} has shape {tuple(weight.shape)}; beside W_enc {tuple(W_enc.shape)} and "
                     f"W_dec {tuple(W_dec.shape)} it must have shape {shape}."
                 )
-        if not self.n_features:
-            raise ValueError("A dictionary has at least one feature; W_enc has none.")
+        if not (self.d_in and self.n_features and self.d_out):
+            raise ValueError(
+                f"A dictionary has at least one feature and a width; W_enc is {tuple(W_enc.shape)} and W_dec "
+                f"{tuple(W_dec.shape)}."
+            )
         activation.check(self.n_features)
         if normalise is not None and normalise.mean(W_enc[:, :1].T) is not None and self.d_in != self.d_out:
             raise ValueError(f"{normalise} puts back what it subtracted, so d_in and d_out must be equal.")
@@ -165,6 +168,9 @@ class SparseCoder(Forms, nn.Module):
         With u = x W_enc: where the gate u + b_gate is open, a feature is ReLU(u exp(r_mag) + b_mag). Both ask
         that its pre-activation exceed a threshold, max(0, b_mag - b_gate exp(r_mag)).
         """
+        if not r_mag.shape == b_gate.shape == b_mag.shape:
+            shapes = ", ".join(str(tuple(x.shape)) for x in (r_mag, b_gate, b_mag))
+            raise ValueError(f"r_mag, b_gate and b_mag are of one shape, not {shapes}.")
         stretch = r_mag.exp()
         threshold = (b_mag - b_gate * stretch).clamp(min=0)
         return cls(W_enc=W_enc * stretch, b_enc=b_mag, activation=JumpReLU(threshold), **rest)

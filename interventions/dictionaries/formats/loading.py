@@ -196,6 +196,11 @@ def _bound(coder: SparseCoder, place: Place, model: Model | None, source: Source
     if writes is None:
         return coder
     read = reads or writes
+    if reads is None and coder.d_in != coder.d_out and "format" in coder.meta:
+        raise ValueError(
+            f"{_path(source, place.found)} reads width {coder.d_in} and writes width {coder.d_out}, so it does "
+            f"not do both at {writes.site}: pass reads=, the site that it reads."
+        )
     if model is not None:
         _check_width(model, coder.d_in, read.site, "reads", source, place)
         _check_width(model, coder.d_out, writes.site, "writes", source, place)

@@ -49,4 +49,6 @@ def shaped(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]])
 
 def exact(weight: Tensor) -> Tensor:
     """The same in at least single precision, for folds that half precision would round."""
+    if not weight.is_floating_point():
+        raise ValueError(f"weights are floating-point tensors, not {weight.dtype}")
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
