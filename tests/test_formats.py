@@ -482,9 +482,34 @@ def test_an_autoencoder_of_two_widths_is_asked_where_it_reads(tmp_path):
     tensors = {"W_enc": torch.randn(D + 1, F), "W_dec": torch.randn(F, D), "b_enc": torch.randn(F)}
     tensors |= {"b_dec": torch.randn(D), "threshold": torch.ones(F)}
     np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in tensors.items()})
-    with pytest.raises(ValueError, match="layer_3.* reads width 7 and writes width 6, so .* pass reads="):
+    with pytest.raises(ValueError, match=r"layer_3.* reads width 7 and writes width 6, so .* pass reads="):
         load(folder)
     assert load(folder, reads="mlp.3")["resid.3"].reads == "mlp.3"
+
+
+@pytest.mark.parametrize("where", ["", " ", "a" * 5000], ids=["nothing", "space", "long"])
+def test_no_path_is_not_this_folder(where):
+    with pytest.raises(FileNotFoundError, match="There is nothing at") as caught:
+        load(where)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_hook_without_a_name_is_asked_for(tmp_path):
+    folder = _saelens(tmp_path / "sae", hook="")
+    with pytest.raises(ValueError, match="do not say where it belongs"):
+        load(folder, tiny("llama", torch.float32))
+    assert list(load(folder, tiny("llama", torch.float32), site="resid.1")) == ["resid.1"]
+
+
+def test_what_is_no_model_and_no_mapping_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"fitted to a Model, as Model\.load gives it, not to 'gpt2'"):
+        load(_saelens(tmp_path / "sae"), "gpt2")
+    with pytest.raises(TypeError, match="not as list"):
+        save([SparseCoder.random(D, F)], tmp_path / "own")
+    with pytest.raises(ValueError, match="is not the name of a folder inside"):
+        export_saelens(
+            {".": SparseCoder.random(D, F)}, tmp_path / "out", model_name="x", hooks={".": "hook_embed"}
+        )
 
 
 def test_words_are_not_taken_for_true(tmp_path):

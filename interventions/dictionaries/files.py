@@ -48,6 +48,8 @@ def save(dictionaries: Mapping[str, Any], folder: str | Path, *, dtype: torch.dt
         ValueError: weights that are not finite in that dtype, a `meta` that is not JSON, or a dictionary
             under another name than its site's.
     """
+    if not isinstance(dictionaries, Mapping):
+        raise TypeError(f"Pass dictionaries as {{site: dictionary}}, not as {type(dictionaries).__name__}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = {path.name for path in folder.glob("*.safetensors")}

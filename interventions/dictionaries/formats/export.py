@@ -184,7 +184,7 @@ def _checked(coder: SparseCoder, site: str) -> SparseCoder:
 
 def _folder(root: Path, name: str, weights: str, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
     folder = root / name
-    if not name or not folder.resolve().is_relative_to(root.resolve()):
+    if folder.resolve() == root.resolve() or not folder.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{name!r} is not the name of a folder inside {root}.")
     folder.mkdir(parents=True, exist_ok=True)
     content = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}

@@ -55,6 +55,9 @@ def load(
         ValueError: no format is known that has these files; a file is damaged or says what is not understood;
             several dictionaries belong to one site; widths differ.
     """
+    if not isinstance(model, Model | None):
+        raise TypeError(f"Dictionaries are fitted to a Model, as Model.load gives it, not to {model!r}.")
+    site, reads = (None if name is None else str(name) for name in (site, reads))
     source = where if isinstance(where, Source) else Source.at(where)
     places = _placed(source, _found(source), model, site, reads)
     told = {place.found.writes: place.name for place in places if place.found.writes}
@@ -118,7 +121,7 @@ def _placed(
         )
     places: dict[str, list[Place]] = defaultdict(list)
     for one in found:
-        writes, read = site or one.writes, reads or one.reads
+        writes, read = site or one.writes or None, reads or one.reads or None
         if writes is None and model is not None:
             raise ValueError(
                 f"The files of {_path(source, one)} do not say where it belongs: pass site=, the site that "
@@ -198,8 +201,8 @@ def _bound(coder: SparseCoder, place: Place, model: Model | None, source: Source
     read = reads or writes
     if reads is None and coder.d_in != coder.d_out and "format" in coder.meta:
         raise ValueError(
-            f"{_path(source, place.found)} reads width {coder.d_in} and writes width {coder.d_out}, so it does "
-            f"not do both at {writes.site}: pass reads=, the site that it reads."
+            f"{_path(source, place.found)} reads width {coder.d_in} and writes width {coder.d_out}, so it "
+            f"does not do both at {writes.site}: pass reads=, the site that it reads."
         )
     if model is not None:
         _check_width(model, coder.d_in, read.site, "reads", source, place)

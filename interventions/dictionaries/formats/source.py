@@ -90,9 +90,14 @@ class Source:
 
         Raises FileNotFoundError where there is nothing, and ValueError where a repository cannot be reached.
         """
+        if not str(where).strip():
+            raise FileNotFoundError(f"There is nothing at {str(where)!r}: pass a path or a repository.")
         path = Path(where).expanduser()
-        if path.exists():
-            return cls(Disk(path))
+        try:
+            if path.exists():
+                return cls(Disk(path))
+        except OSError as error:
+            raise FileNotFoundError(f"There is nothing at {str(where)[:80]!r}: {error.strerror}.") from error
         if isinstance(where, Path) or path.is_absolute() or str(where).startswith((".", "~")):
             raise FileNotFoundError(f"There is nothing at {str(where)!r}.")
         from .hub import repository
