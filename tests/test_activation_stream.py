@@ -235,6 +235,8 @@ def test_epochs_are_counted_and_may_be_without_end():
     model = _model()
     twice = list(activations(model, ["embed"], _tokens(), batch_size=64, epochs=2))
     assert len(twice) == 20
+    thrice = activations(model, ["embed"], _tokens(), batch_size=10_000, epochs=3)
+    assert len(list(thrice)) == 3
     stream = activations(model, ["embed"], _tokens(), batch_size=64, buffer=128, epochs=None)
     assert all(len(next(stream)[model.site("embed")]) == 64 for _ in range(50))
 

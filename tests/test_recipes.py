@@ -199,6 +199,9 @@ def test_the_price_does_not_jump_when_p_falls():
 def test_powers_that_have_no_meaning_are_refused(p):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         recipes.PAnneal(0.1, p=p)
+    for options in ({"start": 1.0}, {"updates": 0}):
+        with pytest.raises(ValueError, match="one step or more"):
+            recipes.PAnneal(0.1, **options)
 
 
 def test_every_prefix_of_a_matryoshka_dictionary_reconstructs():

@@ -20,6 +20,7 @@ from interventions.dictionaries import (
     train,
     train_jobs,
 )
+from interventions.dictionaries.log import log_to
 from interventions.model import Model
 
 STEPS = 60
@@ -224,9 +225,23 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, often, damaged):
     with pytest.raises(Stopped):
         _trained(jobs=_one(), checkpoint=tmp_path, log=Stopping(30))
     path: Path = tmp_path / damaged
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"is damaged.*remove .* to train anew"):
-        _trained(jobs=_one(), checkpoint=tmp_path)
+    whole = path.read_bytes()
+    middle = whole.index(b'"step": 20') + 8 if path.suffix == ".json" else len(whole) // 2
+    changed = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for content in (whole[:-7], b"", changed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged.*remove .* to train anew"):
+            _trained(jobs=_one(), checkpoint=tmp_path)
+
+
+def test_what_a_process_left_that_was_ended_while_it_wrote_goes_too(tmp_path, often):
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        _trained(jobs=_one(), checkpoint=folder, log=Stopping(30))
+    for name in ("training-40-0.safetensors", "training.json"):
+        (folder / f".{name}.0123abcd").write_bytes(b"half of i")
+    _trained(jobs=_one(), checkpoint=folder)
+    assert not folder.exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, often, monkeypatch):
@@ -262,6 +277,16 @@ def test_a_log_has_a_line_for_each_dictionary_and_is_cut_back_when_a_training_go
     path.write_text("an earlier line\n")
     _trained(jobs=jobs, log=path, checkpoint=tmp_path / "run", keep_checkpoint=True)
     assert path.read_text() == "an earlier line\n" + whole
+
+
+def test_lines_of_others_stay_in_a_log_that_is_cut_back(tmp_path):
+    kept = ['{"step": 50, "name": "another"}', "no line of a training", '{"step": 20, "name": "one"}', "7"]
+    undone = ['{"step": 30, "name": "one"}', '{"step": 50, "na']
+    path = tmp_path / "run.jsonl"
+    path.write_text("\n".join([*kept[:2], undone[0], *kept[2:], undone[1]]))
+    lines = log_to(path, 0, lambda line: line["name"] == "one" and line["step"] > 20)
+    lines({"step": 30})
+    assert path.read_text().splitlines() == [*kept, '{"step": 30}']
 
 
 def test_lines_after_the_checkpoint_are_written_once(tmp_path, often, monkeypatch):
@@ -339,10 +364,18 @@ def test_a_loss_that_is_not_finite_names_the_job():
         ({}, {}, "at least one dictionary"),
         (None, {"every": 0}, "kept after some"),
         (None, {"steps": 0}, "one step"),
+        (None, {"batch_size": 0}, "at least one position, not 0"),
+        (None, {"pool": 0}, "at least one position"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(jobs, options, message):
     with pytest.raises(ValueError, match=message):
         _trained(jobs=_one() if jobs is None else jobs, **options)
+    for lr in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="learning rate"):
+            Job("resid.1", 64, recipes.TopK(1), lr=lr)
+    for pairs in ([], [("mlp_in.1", "mlp.1"), ("mlp_in.0", "mlp.0")], 2 * [("mlp_in.1", "mlp.1")]):
+        with pytest.raises(ValueError, match="in the model's order"):
+            CrossLayerJob(pairs, 64, recipes.TopK(1)).pairs(_model())
     with pytest.raises(ValueError, match="at least one feature"):
         Job("resid.1", 0, recipes.TopK(1))

@@ -6,13 +6,15 @@
     training-held-3-0.safetensors      what the pool holds at its first site since it was filled a third time
 
 New files have new names, and are there before the index that names them takes the place of the old one; what
-that one named goes after it. What the pool holds is written once for each filling.
+that one named goes after it. What the pool holds is written once for each filling. The index has a sum over
+each file and over itself, so that no damaged one is gone on from.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from .trainee import Trainee
 FORMAT, VERSION = "interventions.training", 1
 _INDEX = "training.json"
 _OURS = re.compile(r"training-(\d+|held-\d+)-(\d+|pool)\.safetensors")
+_UNDONE = re.compile(rf"\.({_OURS.pattern}|training\.json)\.[0-9a-f]+")  # a process was ended while it wrote
 
 
 class Checkpoint:
@@ -41,6 +44,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._index: dict[str, Any] | None = None
+        self._sums: dict[str, int] = {}  # of the files that are written or named
         path = self.folder / _INDEX
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +53,8 @@ class Checkpoint:
             index = json.loads(path.read_bytes())
             before = index["settings"]
             current = (index["format"], index["version"]) == (FORMAT, VERSION)
+            if current and index.pop("sum") != _sum(index):
+                raise ValueError("it has changed since it was written")
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is damaged: remove {self.folder} to train anew.") from None
         if not current:
@@ -58,7 +64,7 @@ class Checkpoint:
                 f"{self.folder} is the checkpoint of another training, which differs in {'; '.join(differ)}. "
                 "Give another folder, or remove this one."
             )
-        self._index = index
+        self._index, self._sums = index, dict(index["sums"])
 
     @property
     def step(self) -> int:
@@ -97,6 +103,8 @@ class Checkpoint:
             if held != f"{name}.safetensors":
                 held = self._write(name, {"held": pool.stream.content(site)})
             files["held"][site.name] = held
+        named = {files["pool"], *files["learners"].values(), *files["held"].values()}
+        self._sums = {name: self._sums[name] for name in named}
         self._index = {
             "format": FORMAT,
             "version": VERSION,
@@ -105,9 +113,11 @@ class Checkpoint:
             "pool": {key: value for key, value in progress.items() if key not in tensors},
             "log": log,
             "files": files,
+            "sums": self._sums,
         }
-        write(self.folder / _INDEX, json.dumps(self._index, indent=1).encode())
-        self._sweep({files["pool"], *files["learners"].values(), *files["held"].values()})
+        index = {**self._index, "sum": _sum(self._index)}
+        write(self.folder / _INDEX, json.dumps(index, indent=1).encode())
+        self._sweep(named)
 
     def remove(self) -> None:
         """Removes what was saved, and the folder if nothing else is in it."""
@@ -118,13 +128,16 @@ class Checkpoint:
 
     def _sweep(self, kept: set[str]) -> None:
         for path in self.folder.iterdir():
-            if _OURS.fullmatch(path.name) and path.name not in kept:
+            ours = _OURS.fullmatch(path.name) or _UNDONE.fullmatch(path.name)
+            if ours and path.name not in kept:
                 path.unlink(missing_ok=True)
 
     def _write(self, stem: str, tensors: Mapping[str, Tensor]) -> str:
         name = f"{stem}.safetensors"
         detached = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write(self.folder / name, safetensors.torch.save(detached))
+        content = safetensors.torch.save(detached)
+        self._sums[name] = zlib.crc32(content)
+        write(self.folder / name, content)
         return name
 
     def _read(self, name: str) -> dict[str, Tensor]:
@@ -132,9 +145,16 @@ class Checkpoint:
         try:
             if not _OURS.fullmatch(name):
                 raise ValueError(f"{name!r} is not the name of such a file")
-            return safetensors.torch.load_file(path)
+            content = path.read_bytes()
+            if zlib.crc32(content) != self._sums[name]:
+                raise ValueError("it has changed since it was written")
+            return safetensors.torch.load(content)
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove {self.folder} to train anew.") from None
+
+
+def _sum(index: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(index, sort_keys=True).encode())
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

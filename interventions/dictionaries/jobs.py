@@ -36,6 +36,8 @@ class AnyJob(ABC):
             raise ValueError(f"A dictionary has at least one feature, not {self.n_features}.")
         if getattr(self.recipe, "k", 0) >= self.n_features:
             raise ValueError(f"{self.recipe} needs more than {self.n_features} features to choose from.")
+        if not 0 <= self.rate < float("inf"):
+            raise ValueError(f"A learning rate is at least 0, not {self.lr}.")
 
     @property
     def rate(self) -> float:
@@ -116,7 +118,13 @@ class CrossLayerJob(AnyJob):
     seed: int = 0
 
     def pairs(self, model: Model) -> list[tuple[Site, Site]]:
-        return [(model.site(reads), model.site(writes)) for reads, writes in self.sites]
+        pairs = [(model.site(reads), model.site(writes)) for reads, writes in self.sites]
+        written = [writes for _, writes in pairs]
+        if not pairs or written != sorted(set(written)):
+            raise ValueError(
+                f"A cross-layer transcoder writes at least one site, each once, in the model's order: {written}."
+            )
+        return pairs
 
     def learner(self, model: Model, pool: Pool) -> CrossLearner:
         return CrossLearner(self.pairs(model), self.n_features, self.recipe, pool, seed=self.seed)

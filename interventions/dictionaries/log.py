@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -34,8 +33,12 @@ class Log:
         return self.path.stat().st_size if self.path.exists() else 0
 
 
-def log_to(given: LogLike, size: int | None) -> Log:
-    """A log from what was given for it; a file that has grown beyond `size` bytes is cut back to them."""
+def log_to(given: LogLike, size: int | None, undone: Callable[[Line], bool]) -> Log:
+    """A log from what was given for it.
+
+    Of a file that has grown beyond `size` bytes, lines that are `undone` are taken out behind them, and a
+    last one that breaks off; others stay, which another training may have written.
+    """
     if given is None:
         return Log()
     if not isinstance(given, str | PathLike):
@@ -43,5 +46,17 @@ def log_to(given: LogLike, size: int | None) -> Log:
     path = Path(given)
     path.parent.mkdir(parents=True, exist_ok=True)
     if size is not None and path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
+        with open(path, "r+b") as file:
+            file.seek(size)
+            lines = file.read().splitlines(keepends=True)
+            file.seek(size)
+            file.writelines(line for line in lines if line.endswith(b"\n") and not _is(line, undone))
+            file.truncate()
     return Log(path)
+
+
+def _is(line: bytes, undone: Callable[[Line], bool]) -> bool:
+    try:
+        return undone(json.loads(line))
+    except (ValueError, KeyError, TypeError):  # no line of a training
+        return False

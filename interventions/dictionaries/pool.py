@@ -106,7 +106,8 @@ class Pool:
 def geometric_median(x: Float[Tensor, "token d_model"], *, rounds: int = 30) -> Float[Tensor, " d_model"]:
     """The point with the least mean distance to the rows (Weiszfeld's algorithm)."""
     median = x.mean(0)
+    least = 1e-6 * (x - median).norm(dim=-1).mean().item() or 1.0
     for _ in range(rounds):
-        weights = 1 / (x - median).norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        weights = 1 / (x - median).norm(dim=-1, keepdim=True).clamp(min=least)
         median = (x * weights).sum(0) / weights.sum()
     return median

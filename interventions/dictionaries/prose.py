@@ -85,7 +85,7 @@ class Dataset(Source):
             from datasets import load_dataset
         except ImportError:
             raise ImportError(
-                f"There is no file {name!r}, and a dataset needs `datasets`: "
+                f"There is no file {name[:200]!r}, and a dataset needs `datasets`: "
                 "`pip install breadboard-circuits[data]`."
             ) from None
         path, _, config = name.partition(":")
@@ -95,8 +95,8 @@ class Dataset(Source):
         except Exception as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FileNotFoundError(
-                f"There is neither a file {name!r} nor a dataset of that name with a split `train` ({why}). "
-                "A text itself is passed in a list."
+                f"There is neither a file {name[:200]!r} nor a dataset of that name with a split `train` "
+                f"({why[:500]}). A text itself is passed in a list."
             ) from None
         held = [key for key, value in first.items() if isinstance(value, str)]
         wanted = column or ("text" if "text" in held else held[0] if len(held) == 1 else None)

@@ -118,7 +118,7 @@ class Activations(Iterator[dict[Site, Float[Tensor, "token d_model"]]]):
         if not self.fills:
             self.fill()
         used = self._at + n
-        if used > self._left if self._whole else used > max(self._left // 2, n):
+        if (self._at and used > self._left) if self._whole else used > max(self._left // 2, n):
             self.fill()
         taken = slice(self._at, self._at + n)
         self._at = min(self._at + n, self._left)

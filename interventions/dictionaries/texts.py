@@ -116,7 +116,10 @@ def text(
         return Rows(given, seed=seed)
     if isinstance(given, str | PathLike):
         path = Path(given)
-        file = path.is_file() or not (isinstance(given, str) or path.exists())
+        try:
+            file = path.is_file() or not (isinstance(given, str) or path.exists())
+        except OSError:  # too long for a name
+            file = False
         source: prose.Source = prose.File(path) if file else prose.Dataset(str(given), column)
     elif iter(given) is not given and isinstance(next(iter(given), None), str):
         source = prose.Strings(given if isinstance(given, Sequence) else list(given))  # type: ignore
@@ -179,9 +182,12 @@ def _generates(model: Model) -> bool:
     if not hasattr(model.module, "generate"):
         return False
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        out: Any = _generated(
-            model, sample(model.module, 2, 3), 5, output_scores=True, return_dict_in_generate=True
-        )
+        try:
+            out: Any = _generated(
+                model, sample(model.module, 2, 3), 5, output_scores=True, return_dict_in_generate=True
+            )
+        except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError):
+            return False  # it cannot continue a text at all
     scores = torch.stack(out.scores, 1).float().log_softmax(-1)
     expected = model.logits(out.sequences)[:, 2:-1].float().log_softmax(-1)
     return scores.shape == expected.shape and torch.allclose(scores, expected, rtol=1e-2, atol=1e-2)

@@ -191,6 +191,8 @@ def train_jobs(
         raise ValueError(
             f"Training takes at least one step, not {steps}, and is kept after some, not {every}."
         )
+    if batch_size < 1 or (pool is not None and pool < 1):
+        raise ValueError(f"A batch has at least one position, not {batch_size}; so has the pool, not {pool}.")
     source = text(model, tokens, context=context, column=column, seed=seed)
     sites = list(dict.fromkeys(site for job in jobs.values() for pair in job.pairs(model) for site in pair))
     size = max(batch_size, capacity(sites, dtype)) if pool is None else pool
@@ -208,8 +210,10 @@ def train_jobs(
     learners = {name: job.learner(model, held) for name, job in jobs.items()}
     if saved:
         saved.restore(learners)
-    lines = log_to(log, saved.log if saved else None)
     done = saved.step if saved else 0
+    lines = log_to(
+        log, saved.log if saved else None, lambda line: line["name"] in jobs and line["step"] > done
+    )
     between = True  # steps, where nothing is half done
 
     def keep() -> None:

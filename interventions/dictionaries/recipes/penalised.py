@@ -66,6 +66,11 @@ class PAnneal(L1):
         super().__post_init__()
         if not 0 < self.p <= 1:
             raise ValueError(f"p falls to a number above 0 and at most 1, not {self.p!r}.")
+        if not 0 <= self.start < 1 or self.updates < 1:
+            raise ValueError(
+                f"p falls from a share of the run on in one step or more, not from start={self.start} in "
+                f"{self.updates}."
+            )
 
     def memory(self) -> dict[str, Tensor]:
         return {"p": torch.ones(()), "scale": torch.ones(())}
@@ -101,8 +106,7 @@ class Gated(L1):
 
     Rajamanoharan et al. 2024, arXiv 2404.16014. The penalty is on the gates alone, and magnitudes are free of
     it; gates learn by a second reconstruction from them, through a decoder that it does not train. The
-    finished dictionary is the JumpReLU dictionary that computes the same (`SparseCoder.gated`). Two
-    reconstructions stand against one penalty, so that useful weights are larger than for L1: 0.2 to 1.
+    finished dictionary is the JumpReLU dictionary that computes the same (`SparseCoder.gated`).
     Two reconstructions stand against one penalty, so that useful weights are larger than for L1: 0.2 to 1.
     """
 
