@@ -284,6 +284,7 @@ def test_an_input_of_another_width_is_named(shape):
         ),
         (lambda c: c._with(W_enc=c.W_enc[:0], b_pre=None), "at least one feature and a width"),
         (lambda c: c._with(activation=GroupMax(3)), "20 features do not fall into 3 groups"),
+        (lambda c: c._with(activation=GroupMax(4), prefixes=[8]).prefix(8), "a part has other groups"),
         (lambda c: c._with(prefixes=[2.5]), r"Prefixes \[2.5\] do not fit"),
         (lambda c: c._with(prefixes=["5"]), r"Prefixes \['5'\] do not fit"),
     ],

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .activations import Activation
+from .activations import Activation, GroupMax
 from .normalisation import Normalise
 from .units import Units
 
@@ -101,8 +101,11 @@ class Forms:
     def prefix(self, n_features: int) -> SparseCoder:
         """The first features of a Matryoshka dictionary, which make a dictionary of their own.
 
-        Bussmann et al. 2025, arXiv 2503.17547. Raises ValueError for a width that is none of `prefixes`.
+        Bussmann et al. 2025, arXiv 2503.17547. Raises ValueError for a width that is none of `prefixes`, and
+        where features compete in groups, which would be others.
         """
+        if isinstance(self.activation, GroupMax):
+            raise ValueError(f"{self.activation} divides all features into groups: a part has other groups.")
         if n_features not in self.prefixes:
             raise ValueError(
                 f"{n_features} is none of the prefixes {list(self.prefixes)} of this dictionary."

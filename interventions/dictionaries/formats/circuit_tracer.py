@@ -48,8 +48,8 @@ class Hooks:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Hooks:
-        names = ("feature_input_hook", "feature_output_hook", "activation")
-        return cls(*(setting(config, name, str) for name in names), setting(config, "k", int))
+        reads, writes = (setting(config, f"feature_{end}_hook", str) for end in ("input", "output"))
+        return cls(reads, writes, setting(config, "activation", str), setting(config, "k", int))
 
     def at(self, layer: int | str) -> tuple[str | None, str | None]:
         """The hooks that a layer writes and reads."""
