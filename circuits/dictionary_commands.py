@@ -27,7 +27,7 @@ from .feature_table import columns, feature_table
 from .files import read_json, writable
 from .portrait import Coder, Portrait, activity, densities, portraits
 from .question import Say, described, loaded_dictionaries, loaded_model
-from .text import rows, special
+from .text import row_length, rows, special
 
 _TESTED = 16  # rows of text on which it is seen whether dictionaries fit a model
 _MOST = 400  # features on one page
@@ -215,15 +215,9 @@ def _text(
     asked: Inspection, before: Mapping[str, Any], model: Model, progress: bool | None, n: int | None = None
 ) -> Tensor:
     source = asked.text or before.get("text") or "own"
-    context = asked.context or fitting(model, 128)
+    context = row_length(model, asked.context, 128)
     n = n or math.ceil(asked.tokens / context)
     return rows(model, source, context=context, n=n, seed=asked.seed + 1, progress=progress)
-
-
-def fitting(model: Model, context: int) -> int:
-    """So many tokens, or as many as the model takes."""
-    most = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
-    return min(context, most) if isinstance(most, int) and most > 0 else context
 
 
 def _trained(source: str) -> dict[str, Any]:

@@ -29,12 +29,11 @@ from interventions.dictionaries.recipes import Recipe
 from interventions.model import Model
 
 from .annotations import visible
-from .dictionary_commands import fitting
 from .files import read_json, writable, write_tensors
 from .question import Say, checked_device, described, loaded_dictionaries, loaded_model, whole_path
 from .record import Clock, interruptible, write_json
 from .site_pairs import described_pairs, site_pairs
-from .text import rows, special
+from .text import row_length, rows, special
 
 _HELD_OUT = 32_768  # tokens at most
 _EVERY = 500  # steps between two checkpoints
@@ -112,7 +111,7 @@ def train(
     jobs = _jobs(pairs, widths, recipe, training)
     say(f"Model         {described(model, training.model)}")
     say(f"Dictionaries  {described_pairs(pairs, widths)}, {training.recipe} with {_sparsity(training)}")
-    context = training.context or fitting(model, 256)
+    context = row_length(model, training.context, 256)
     with interruptible("Nothing was trained."):
         text, unseen = _texts(model, training, folder, context, progress, done=done)
     tokens = f"{text.numel():,} tokens to train on, " if not done else ""
@@ -271,10 +270,11 @@ def _begun(folder: Path, training: Training) -> bool:
     if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
         raise ValueError(f"{path} is a file of something else: choose another folder.")
     now, then = _options(training), before["options"]
-    differ = [name for name in now if now[name] != then.get(name) and name != "device"]
+    then = {**_options(Training()), **then}  # older ones lack what could not be chosen then
+    differ = [name for name in now if now[name] != then[name] and name != "device"]
     if differ:
         raise ValueError(
-            f"{folder} is of a training with another --{' and --'.join(differ).replace('_', '-')}; give "
+            f"{folder} is of a training with another --{', --'.join(differ).replace('_', '-')}; give "
             "--out, or --fresh to replace it."
         )
     return "finished" in before

@@ -171,9 +171,10 @@ def _contexts(contexts: Sequence[Context], largest: float) -> str:
 
 def _span(token: str, value: float, largest: float, peak: bool) -> str:
     space = " " if token[:1] == " " and len(token) > 1 else ""  # outside the mark, where lines may break
-    text = _text(token.removeprefix(space)) or "&#8203;"
+    text = _text(token.removeprefix(space))
     if not value:
         return space + text
+    text = text or "&#8709;"
     kinds = " ".join([*(["less"] if value < 0 else []), *(["peak"] if peak else [])])
     kinds = f' class="{kinds}"' if kinds else ""
     return f'{space}<s{kinds} style="--a:{abs(value) / (largest or 1):.2f}" title="{value:.3g}">{text}</s>'

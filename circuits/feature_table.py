@@ -63,8 +63,9 @@ def _context(context: Context, largest: float, width: int, colour: bool) -> str:
         used += sizes[last]
     parts = []
     for at in range(first, last + 1):
-        text = shown[at] or "∅"
+        text = shown[at]
         if marked[at]:
+            text = text or "∅"
             space = " " if text[:1] == " " and len(text) > 1 else ""
             text = text.removeprefix(space)
             strength = abs(context.values[at]) / (largest or 1)

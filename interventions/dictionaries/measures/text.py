@@ -14,6 +14,7 @@ from ...model import Model
 from ..texts import TextLike, text
 
 _BEFORE = 8  # tokens that tell what the next one adds: characters may be spread over several
+_UNFINISHED = "�"  # what decoders make of the first bytes of a character
 
 
 def token_rows(
@@ -58,7 +59,8 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
     """What each token adds to the text, so that together they read as it does; numbers as `<7>` without a
     tokenizer.
 
-    Decoded alone, many tokens lose the space before them.
+    Decoded alone, many tokens lose the space before them. A character of several tokens stands at the last of
+    them, and those before add nothing.
     """
     if tokenizer is None:
         return tuple(f"<{token}>" for token in tokens)
@@ -66,6 +68,7 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
     for i, token in enumerate(tokens):
         before = tokens[max(0, i - _BEFORE) : i] or tokens[:1]
         known = tokenizer.decode(before)
-        known = known.rstrip("�") if i else known  # a character of several tokens shows at the last of them
-        found.append(tokenizer.decode([*before, token])[len(known) :])
+        known = known.rstrip(_UNFINISHED) if i else known
+        added = tokenizer.decode([*before, token])[len(known) :]
+        found.append(added.rstrip(_UNFINISHED) if i + 1 < len(tokens) else added)
     return tuple(found)
