@@ -102,6 +102,19 @@ def test_as_many_features_are_active_as_jump_relu_is_asked_for(l0):
     assert coder.units.threshold == "stored"
 
 
+def test_a_price_that_is_far_off_leaves_the_other_weights_their_gradients():
+    gradients = []
+    for weight in (1e-6, 1e6):
+        learner, pool = _learner(recipes.JumpReLU(recipes.TargetL0(1, weight)))
+        learner.advance(pool.batch(256), 0.5, lr=1e-3)
+        grads = [parameter.grad for parameter in learner.parameters]
+        assert all(grad is not None for grad in grads)
+        gradients.append(grads)
+    for few, many in zip(*(grads[:-1] for grads in gradients), strict=True):
+        torch.testing.assert_close(few, many)
+    assert gradients[1][-1].norm() == pytest.approx(1, rel=1e-3)
+
+
 def test_the_gradient_across_the_jump_is_that_of_the_expected_loss():
     """Against differences, for the reconstruction and L0 together, over a million quantiles."""
     z = 1 + torch.special.ndtri((torch.arange(1_000_000, dtype=torch.float64)[:, None] + 0.5) / 1_000_000)
@@ -199,9 +212,10 @@ def test_the_price_does_not_jump_when_p_falls():
 def test_powers_that_have_no_meaning_are_refused(p):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         recipes.PAnneal(0.1, p=p)
-    for options in ({"start": 1.0}, {"updates": 0}):
-        with pytest.raises(ValueError, match="one step or more"):
-            recipes.PAnneal(0.1, **options)
+    with pytest.raises(ValueError, match="one step or more"):
+        recipes.PAnneal(0.1, start=1.0)
+    with pytest.raises(ValueError, match="one step or more"):
+        recipes.PAnneal(0.1, updates=0)
 
 
 def test_every_prefix_of_a_matryoshka_dictionary_reconstructs():

@@ -68,8 +68,8 @@ class CrossLearner(Trainee):
             for name, value in recipe.memory().items()
         }
         own = [weight for weights in self.weights for weight in weights.values()]
-        trained = [*self.W_enc, *self.b_enc, *self.W_dec, *self.b_dec, *own]
-        self.begin(trained, self.W_dec, n_features * len(pairs))
+        trained = [*self.W_enc, *self.b_enc, *self.W_dec, *self.b_dec]
+        self.begin(trained, own, self.W_dec, n_features * len(pairs))
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -122,7 +122,8 @@ class CrossLayerJob(AnyJob):
         written = [writes for _, writes in pairs]
         if not pairs or written != sorted(set(written)):
             raise ValueError(
-                f"A cross-layer transcoder writes at least one site, each once, in the model's order: {written}."
+                "A cross-layer transcoder writes at least one site, each once, in the model's order, "
+                f"not {written}."
             )
         return pairs
 

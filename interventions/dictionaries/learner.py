@@ -68,8 +68,9 @@ class Learner(Trainee):
         self.prefixes = recipe.prefixes(n_features)
         self.weights = recipe.weights(x[:few] @ self.W_enc.T)  # the recipe's own
         self.memory = {name: value.to(device) for name, value in recipe.memory().items()}
-        trained = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.W_skip, *self.weights.values())
-        self.begin([weight for weight in trained if weight is not None], [self.W_dec], n_features)
+        trained = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
+        trained += [] if self.W_skip is None else [self.W_skip]
+        self.begin(trained, list(self.weights.values()), [self.W_dec], n_features)
 
     def _first_scale(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> float:
         """The factor on the encoder with which the untrained dictionary predicts best."""

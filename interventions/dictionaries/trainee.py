@@ -29,9 +29,19 @@ class Trainee(ABC):
     recipe: Recipe
     memory: dict[str, Tensor]
 
-    def begin(self, parameters: Sequence[Tensor], decoders: Sequence[Tensor], n_features: int) -> None:
-        """Takes up the weights to be trained; the last axes of `silent` are those of the features."""
-        self.parameters = [weight.requires_grad_() for weight in parameters]
+    def begin(
+        self,
+        parameters: Sequence[Tensor],
+        own: Sequence[Tensor],
+        decoders: Sequence[Tensor],
+        n_features: int,
+    ) -> None:
+        """Takes up the weights to be trained; the recipe's `own` are clipped apart from the dictionary's.
+
+        A price far from its aim pulls hard at thresholds, and would leave the others next to nothing.
+        """
+        self.parameters = [weight.requires_grad_() for weight in (*parameters, *own)]
+        self._clipped = self.parameters[: len(parameters)], self.parameters[len(parameters) :]
         self.decoders = list(decoders)
         device = self.parameters[0].device
         self.optimizer = torch.optim.Adam(self.parameters, fused=device.type in ("cpu", "cuda"))
@@ -83,7 +93,8 @@ class Trainee(ABC):
             for W in self.decoders if unit else ():
                 if W.grad is not None:  # only the part that turns rows, not what stretches them
                     W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            for weights in filter(None, self._clipped):
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
