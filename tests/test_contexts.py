@@ -27,6 +27,16 @@ class Bytes:
         return bytes(tokens).decode("utf-8", "replace")
 
 
+class Fallback(Bytes):
+    """All bytes in a row are text, or none of them."""
+
+    def decode(self, tokens):
+        try:
+            return bytes(tokens).decode("utf-8")
+        except UnicodeDecodeError:
+            return "�" * len(tokens)
+
+
 def coder(site="resid.1", features=48) -> SparseCoder:
     return SparseCoder.random(32, features, site=site, activation=TopK(5)).double()
 
@@ -167,5 +177,6 @@ def test_a_character_of_several_tokens_is_shown_once():
 def test_pieces_of_a_long_text_are_together_that_text():
     text = "aé 中文 b😀 cdefghijkl é"
     assert "".join(pieces(Bytes(), list(text.encode()))) == text
+    assert "".join(pieces(Fallback(), list("日本語中文".encode()))) == "日本語中文"
     assert pieces(Letters(), [3, 4]) == (" a", " b")
     assert pieces(None, [3, 4]) == ("<3>", "<4>")

@@ -64,11 +64,20 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
     """
     if tokenizer is None:
         return tuple(f"<{token}>" for token in tokens)
-    tokens, found = list(tokens), []
+    tokens, found, done = list(tokens), [], 0
+    partial = [_UNFINISHED in tokenizer.decode([token]) for token in tokens]
     for i, token in enumerate(tokens):
-        before = tokens[max(0, i - _BEFORE) : i] or tokens[:1]
-        known = tokenizer.decode(before)
-        known = known.rstrip(_UNFINISHED) if i else known
-        added = tokenizer.decode([*before, token])[len(known) :]
-        found.append(added.rstrip(_UNFINISHED) if i + 1 < len(tokens) else added)
+        if i == 0 and not partial[0]:
+            found.append(tokenizer.decode([token, token])[len(tokenizer.decode([token])) :])
+            done = 1
+            continue
+        first = max(0, min(i - _BEFORE, done - 1))
+        while first and partial[first]:  # some decoders read all bytes in a row, or none of them
+            first -= 1
+        text = tokenizer.decode(tokens[first : i + 1])
+        if text.endswith(_UNFINISHED) and i + 1 < len(tokens):
+            found.append("")
+            continue
+        found.append(text[len(tokenizer.decode(tokens[first:done])) if done > first else 0 :])
+        done = i + 1
     return tuple(found)
