@@ -93,11 +93,13 @@ class CrossLearner(Trainee):
                 features, price = self._features(i, z, progress)
                 kept, penalty = features.detach() != 0, penalty + price / len(inputs)
                 written = features @ self.W_dec[i]
+                active.append(kept.any(0))
+                count = count + kept.sum() / len(x) / len(inputs)
             else:
                 pairs = Pairs(kept)
                 written = pairs.decoded(pairs.picked(z, x, self.W_enc[i], self.b_enc[i]), self.W_dec[i])
-            active.append(kept.any(0))
-            count = count + kept.sum() / len(x) / len(inputs)
+                active.append(pairs.active)
+                count = count + x.new_tensor(len(pairs.token) / len(x) / len(inputs))
             start = rest.shape[-1] - written.shape[-1]
             rest = torch.cat([rest[:, :start], rest[:, start:] - written], dim=-1)
         errors = torch.stack([e.square().mean() for e in rest.split(widths, dim=-1)])

@@ -137,12 +137,15 @@ class Learner(Trainee):
             active, l0 = kept.any(0), kept.sum() / len(x)
             errors.append(rest - features @ self.W_dec)
         else:
-            active, l0 = kept.any(0), kept.sum() / len(x)
+            found: list[Pairs] = []
             whole = (z, kept, self.W_enc, bias, self.W_dec)
             for z, kept, W_enc, bias_here, W_dec in self._by_prefix(*whole):
                 pairs = Pairs(kept)
+                found.append(pairs)
                 rest = rest - pairs.decoded(pairs.picked(z, x, W_enc, bias_here), W_dec)
                 errors.append(rest)
+            active = torch.cat([pairs.active for pairs in found])  # the mask is dense: it is read only once
+            l0 = x.new_tensor(sum(len(pairs.token) for pairs in found) / len(x))
         error = errors[-1]
         fvu = error.square().sum() / y.numel()
         loss = torch.stack([e.square().sum() for e in errors]).mean() / y.numel() if errors[1:] else fvu

@@ -26,6 +26,12 @@ class Pairs:
         self.token, self.feature = (index.contiguous() for index in kept.nonzero(as_tuple=True))
         self._starts = starts(self.token, len(kept))
 
+    @property
+    def active(self) -> Bool[Tensor, " feature"]:
+        """Which features are active at all."""
+        none = torch.zeros(self.n_features, dtype=torch.bool, device=self.feature.device)
+        return none.index_fill_(0, self.feature, True)
+
     @cached_property
     def _by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         feature, order = self.feature.sort()
