@@ -19,6 +19,7 @@ from interventions.acts import Dictionary
 from interventions.dictionaries import SparseCoder, export_saelens, export_sparsify, quality, save
 from interventions.dictionaries.cross_layer import CrossLayer
 from interventions.dictionaries.formats import FORMATS, Source
+from interventions.dictionaries.texts import row_length
 from interventions.model import Model
 
 from .annotations import visible
@@ -27,7 +28,7 @@ from .feature_table import columns, feature_table
 from .files import read_json, writable
 from .portrait import Coder, Portrait, activity, densities, portraits
 from .question import Say, described, loaded_dictionaries, loaded_model
-from .text import row_length, rows, special
+from .text import rows, special
 
 _TESTED = 16  # rows of text on which it is seen whether dictionaries fit a model
 _MOST = 400  # features on one page

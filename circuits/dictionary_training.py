@@ -26,6 +26,7 @@ from interventions.dictionaries import (
 )
 from interventions.dictionaries import table as quality_table
 from interventions.dictionaries.recipes import Recipe
+from interventions.dictionaries.texts import row_length
 from interventions.model import Model
 
 from .annotations import visible
@@ -33,7 +34,7 @@ from .files import read_json, writable, write_tensors
 from .question import Say, checked_device, described, loaded_dictionaries, loaded_model, whole_path
 from .record import Clock, interruptible, write_json
 from .site_pairs import described_pairs, site_pairs
-from .text import row_length, rows, special
+from .text import rows, special
 
 _HELD_OUT = 32_768  # tokens at most
 _EVERY = 500  # steps between two checkpoints

@@ -36,21 +36,6 @@ def rows(
     return found
 
 
-def row_length(model: Model, asked: int | None, usual: int) -> int:
-    """So many tokens as are asked for; else the usual number, or as many as the model takes.
-
-    Raises:
-        ValueError: more than the model takes.
-    """
-    most = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
-    most = most if isinstance(most, int) and most > 0 else max(asked or 0, usual)
-    if asked and asked > most:
-        raise ValueError(
-            f"This model reads {most} tokens at a time: give a --context up to that, not {asked}."
-        )
-    return asked or min(usual, most)
-
-
 def _own(model: Model, context: int, n: int, seed: int, progress: bool | None) -> Tensor:
     parts, off = [], None if progress is None else not progress
     with tqdm(total=n, desc="text", unit="row", disable=off) as bar:

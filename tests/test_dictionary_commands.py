@@ -309,7 +309,7 @@ def test_of_a_larger_dictionary_it_is_said_how_much_is_new(tmp_path, said):
         (["train", "--text", "nowhere.txt"], "'nowhere.txt'"),
         (["train", "--sites", "mlp_in.0->attn.0"], "mlp_in.0 comes after attn.0"),
         (["train", "--sites", "resid.0", "--skip"], "--skip is for transcoders"),
-        (["train", "--context", "9999"], "give a --context up to that, not 9999"),
+        (["train", "--context", "9999"], "give a context up to that, not 9999"),
         (["train", "--steps", "many"], "'many' is not a number such as 5000, 20k or 1M"),
         (["train", "--seeds", "1,1"], "'1,1' are not different numbers such as 0,1,2"),
         (["train", "--lr", "-1"], "'-1' is not a number above 0"),

@@ -163,6 +163,7 @@ def test_a_lazy_set_reads_a_dictionary_when_it_is_asked_for(tmp_path):
     (tmp_path / "1" / "sae_weights.safetensors").write_bytes(b"broken")
     shelf = load(tmp_path, lazy=True)
     assert list(shelf) == ["resid.0", "resid.1"] and shelf["resid.0"].d_in == WIDTH
+    assert repr(shelf) == "Shelf(resid.0, resid.1)"
     with pytest.raises(ValueError, match=r"sae_weights\.safetensors"):
         shelf["resid.1"]
 

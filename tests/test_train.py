@@ -243,6 +243,7 @@ def test_a_loss_that_is_not_finite_names_the_site():
     [
         ([], {}, "at least one"),
         (["resid", ("mlp_in", "resid")], {}, "One dictionary per site"),
+        ([("mlp", "mlp_in")], {}, "mlp_in cannot be predicted from mlp"),
         (["resid"], {"steps": 0}, "at least one step"),
         (["resid"], {"n_features": 3}, "more than 3 features"),
         (["resid"], {"batch_size": 2**14}, "needs a larger pool"),

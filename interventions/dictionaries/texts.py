@@ -106,7 +106,7 @@ def text(
     Raises:
         FileNotFoundError: neither a file nor a dataset.
         ImportError: a dataset, and `datasets` is not installed.
-        ValueError: strings for a model without a tokenizer.
+        ValueError: strings for a model without a tokenizer; more context than the model takes.
     """
     from . import prose
 
@@ -127,10 +127,23 @@ def text(
         return Batches(given)  # type: ignore[arg-type]
     if model.tokenizer is None:
         raise ValueError("This model has no tokenizer: pass tokens (row pos), or its `own_samples`.")
-    if context is None:
-        most = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
-        context = min(128, most) if isinstance(most, int) and most > 0 else 128
-    return prose.Prose(source, model.tokenizer, context)
+    return prose.Prose(source, model.tokenizer, row_length(model, context))
+
+
+def row_length(model: Model, context: int | None, usual: int = 128) -> int:
+    """The tokens of a row: `context`; without it the usual number, or as many as the model takes.
+
+    Raises:
+        ValueError: more than the model takes.
+    """
+    most = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return usual if context is None else context
+    if context is not None and context > most:
+        raise ValueError(
+            f"This model reads {most} tokens at a time: give a context up to that, not {context}."
+        )
+    return min(usual, most) if context is None else context
 
 
 @torch.no_grad()

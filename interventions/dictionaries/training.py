@@ -194,7 +194,10 @@ def train_jobs(
     if batch_size < 1 or (pool is not None and pool < 1):
         raise ValueError(f"A batch has at least one position, not {batch_size}; so has the pool, not {pool}.")
     source = text(model, tokens, context=context, column=column, seed=seed)
-    sites = list(dict.fromkeys(site for job in jobs.values() for pair in job.pairs(model) for site in pair))
+    pairs = [pair for job in jobs.values() for pair in job.pairs(model)]
+    if late := next((pair for pair in pairs if pair[0] > pair[1]), None):
+        raise ValueError(f"{late[1]} cannot be predicted from {late[0]}, which is computed only later.")
+    sites = list(dict.fromkeys(site for pair in pairs for site in pair))
     size = max(batch_size, capacity(sites, dtype)) if pool is None else pool
     ignored = sorted(source.special if ignore is None else ignore)
     described = {name: job.settings(model) for name, job in jobs.items()}

@@ -82,7 +82,7 @@ class Place:
     reads: Named | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shelf(Mapping[str, Any]):
     """Dictionaries by site, each read when it is asked for."""
 
@@ -96,6 +96,9 @@ class Shelf(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.readers)
+
+    def __repr__(self) -> str:
+        return f"Shelf({', '.join(self.readers)})"
 
 
 def _found(source: Source) -> list[Found]:
