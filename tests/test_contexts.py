@@ -6,7 +6,7 @@ from families import VOCAB, tiny
 from torch import nn
 
 from interventions.acts import Identity
-from interventions.dictionaries import SparseCoder, TopK
+from interventions.dictionaries import AbsTopK, SparseCoder, TopK
 from interventions.dictionaries.measures import contexts, promoted
 from interventions.dictionaries.measures.text import pieces
 from interventions.dictionaries.measures.unembedding import effects
@@ -107,6 +107,16 @@ def test_of_equal_peaks_the_first_rows_are_shown():
     tokens = TOKENS[:1].expand(9, -1)
     found = contexts(tiny("gpt2"), {"resid.1": Identity()}, tokens, [0], n=3, batch_size=9)
     assert [c.row for c in found["resid.1", 0].contexts] == [0, 1, 2]
+
+
+def test_signed_features_have_their_peaks_where_they_are_largest_in_magnitude():
+    model, signed = tiny("gpt2"), SparseCoder.random(32, 48, site="resid.1", activation=AbsTopK(5)).double()
+    acts = signed.encode(model.read(TOKENS, ["resid.1"])[model.site("resid.1")])
+    found = contexts(model, signed, TOKENS, n=1)
+    for feature in range(48):
+        profile, peak = found["resid.1", feature], acts[..., feature].abs().max().item()
+        assert abs(profile.largest) == pytest.approx(peak, rel=1e-4)
+    assert min(profile.largest for profile in found.values()) < 0
 
 
 def test_what_is_not_there_is_named():

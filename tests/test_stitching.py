@@ -156,6 +156,9 @@ def test_features_that_compete_are_not_stitched():
         stitched(dictionary(24, 0), dictionary(40, 10, activation=TopK(3)), insert=[1])
     with pytest.raises(ValueError, match="named twice"):
         stitched(dictionary(24, 0), dictionary(40, 10), insert=[1], swap=[1])
+    for wrong in (-1, 40):
+        with pytest.raises(ValueError, match=f"features 0 to 39, and no {wrong}"):
+            stitched(dictionary(24, 0), dictionary(40, 10), insert=[wrong, 39])
     transcoder = dictionary(40, 10, reads="mlp_in.1")
     with pytest.raises(ValueError, match=r"site read is resid.1 for the smaller and mlp_in.1"):
         stitched(dictionary(24, 0), transcoder)

@@ -48,7 +48,7 @@ class Profile:
     """When a feature is active: contexts by descending peak, each from another row of the text.
 
     `density` is the share of positions at which it is active, `mean` its mean value there, `largest` its
-    largest value.
+    value at the highest peak; of signed features, peaks are those of their magnitude.
     """
 
     site: str
@@ -163,7 +163,7 @@ class _Peaks:
         self.positions += int(counted.sum())
         self._count = self._count + (real != 0).sum((0, 1)).cpu()
         self._sum = self._sum + real.double().sum((0, 1)).cpu()
-        peak, pos = real.where(keep, -torch.inf).max(1)  # (row feature)
+        peak, pos = real.abs().where(keep, -torch.inf).max(1)  # (row feature); some features are signed
         padded = torch.nn.functional.pad(acts, (0, 0, self.before, self.after), value=torch.nan)
         span = pos[:, None] + torch.arange(self.before + 1 + self.after, device=x.device)[None, :, None]
         window = padded.gather(1, span).transpose(1, 2)

@@ -31,8 +31,8 @@ def stitched(
     smaller one; each feature is active as it was.
 
     Raises:
-        ValueError: features that compete with each other (TopK), or dictionaries that read or write
-            something else.
+        ValueError: features that compete with each other (TopK) or that there are not, or dictionaries that
+            read or write something else.
 
     >>> small, large = SparseCoder.random(8, 16), SparseCoder.random(8, 32, seed=1)
     >>> stitched(small, large, insert=[3, 4])
@@ -250,7 +250,12 @@ def _activations(
 
 def _index(large: SparseCoder, features: Features) -> Int[Tensor, " n"]:
     index = torch.as_tensor(features, device=large.W_dec.device)
-    return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+    index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+    if wrong := [i for i in index.tolist() if not 0 <= i < large.n_features]:
+        raise ValueError(
+            f"The larger dictionary has features 0 to {large.n_features - 1}, and no {wrong[0]}."
+        )
+    return index
 
 
 def _cutoffs(coder: SparseCoder, index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
