@@ -59,7 +59,7 @@ def test_text_is_sampled_once_and_a_part_of_it_held_out(pronouns, stories, tmp_p
 def test_contexts_show_where_a_feature_is_most_active(pronouns, stories):
     text = own_samples(stories, rows=4, length=12)
     acts = stories.read(text, ["resid.2"])[stories.site("resid.2")]
-    node = Node("resid.2", int((acts.amax((0, 1)) + acts.amin((0, 1))).argmax()))  # whose largest are positive
+    node = Node("resid.2", int((acts.amax((0, 1)) + acts.amin((0, 1))).argmax()))  # most of it positive
     found = pronouns.contexts(stories, {"resid.2": Identity()}, [node], text, most=1)
     values = acts[..., node.feature]
     row, at = divmod(int(values.argmax()), text.shape[1])
