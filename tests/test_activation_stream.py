@@ -117,6 +117,23 @@ def test_a_model_writes_its_own_samples(name):
     assert torch.equal(greedy[:, 1:], model.logits(greedy)[:, :-1].argmax(-1))
 
 
+def test_a_model_that_cannot_generate_is_sampled_by_its_logits(monkeypatch):
+    model = _model("gpt2")
+
+    def generate(*_args: Any, **_options: Any) -> None:
+        raise ValueError("no cache for this one")
+
+    monkeypatch.setattr(model.module, "generate", generate)
+    samples = own_samples(model, rows=6, length=12)
+    assert samples.shape == (6, 12) and torch.equal(samples, own_samples(model, rows=6, length=12))
+
+
+def test_a_long_text_in_the_place_of_a_path_is_no_path():
+    with pytest.raises(FileNotFoundError, match="passed in a list") as error:
+        text(_model(), "A long text. " * 1000)
+    assert len(str(error.value)) < 1500
+
+
 @pytest.mark.parametrize("name", ["gpt2", "recurrent"])
 def test_samples_have_the_odds_of_the_model(name):
     model = _model(name)
