@@ -12,7 +12,7 @@ from torch import nn
 
 from interventions.dictionaries import texts as texts_module
 from interventions.dictionaries.stream import Activations, activations
-from interventions.dictionaries.texts import Batches, Rows, own_samples, text
+from interventions.dictionaries.texts import Batches, Rows, _continued, own_samples, text
 from interventions.model import Model
 
 
@@ -115,6 +115,15 @@ def test_a_model_writes_its_own_samples(name):
     assert torch.equal(before, torch.random.get_rng_state())
     greedy = own_samples(model, rows=2, length=12, temperature=1e-4)
     assert torch.equal(greedy[:, 1:], model.logits(greedy)[:, :-1].argmax(-1))
+
+
+def test_samples_do_not_depend_on_those_before_them():
+    model, begin, drawn = tiny("recurrent_gemma", torch.float32), torch.ones(2, 1, dtype=torch.long), []
+    with torch.random.fork_rng([]):
+        for seed in (0, 1, 0):
+            torch.manual_seed(seed)
+            drawn.append(_continued(model, begin, 40, 1.0, True))
+    assert torch.equal(drawn[0], drawn[2])
 
 
 def test_a_model_that_cannot_generate_is_sampled_by_its_logits(monkeypatch):

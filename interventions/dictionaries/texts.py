@@ -207,6 +207,9 @@ def _generates(model: Model) -> bool:
 
 
 def _generated(model: Model, tokens: Tensor, new: int, *, temperature: float = 1.0, **options: Any) -> Any:
+    model.logits(
+        tokens[:1, :1]
+    )  # some modules keep the state of their last text until a pass without a cache
     return model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
