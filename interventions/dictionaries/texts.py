@@ -207,9 +207,8 @@ def _generates(model: Model) -> bool:
 
 
 def _generated(model: Model, tokens: Tensor, new: int, *, temperature: float = 1.0, **options: Any) -> Any:
-    model.logits(
-        tokens[:1, :1]
-    )  # some modules keep the state of their last text until a pass without a cache
+    # some modules keep the state of their last text until a pass without a cache
+    model.logits(tokens[:1, :1])
     return model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
