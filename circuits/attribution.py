@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from interventions.acts import Acts
+from interventions.binding import Dictionaries, Splice, splices
 from interventions.model import Model
-from interventions.splice import Dictionaries, Splice, splices
 from tasks import Batch
 
 from .effects import Changes, Effects, Metric, SiteEffects, changes, gradients

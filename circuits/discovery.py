@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from interventions.acts import Acts, Dictionary
+from interventions.binding import Dictionaries, Splice, splices
 from interventions.fingerprint import fingerprint
 from interventions.model import Model
 from interventions.sites import Site
-from interventions.splice import Dictionaries, Splice, splices
 from tasks import KL, Batch, Task
 
 from .attribution import Method, integrated_gradients

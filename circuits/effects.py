@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.acts import Acts
+from interventions.binding import Splice
 from interventions.model import Model
 from interventions.sites import Site
-from interventions.splice import Splice, splicing
+from interventions.splice import splicing
 from tasks import Batch
 
 Metric = Callable[[Tensor, Batch], Tensor]  # (batch pos vocab), batch -> (batch)

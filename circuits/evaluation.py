@@ -24,9 +24,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interventions.acts import Acts
+from interventions.binding import Dictionaries, splices
 from interventions.edits import Ablate
 from interventions.model import Model
-from interventions.splice import Dictionaries, applied, run, splices
+from interventions.splice import applied, run
 from tasks import Batch, Task
 
 from .discovery import identity, prompts

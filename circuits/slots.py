@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.acts import Identity
+from interventions.binding import Splice
 from interventions.sites import Site
-from interventions.splice import Splice
 
 from .effects import Effects, SiteEffects
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interventions.binding import Splice
 from interventions.sites import Site
-from interventions.splice import Splice
 
 from .effects import Effects, SiteEffects
 from .selection import Keep

@@ -29,9 +29,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from interventions.binding import Dictionaries, Splice, splices
 from interventions.model import Model
 from interventions.sites import Site
-from interventions.splice import Dictionaries, Splice, splices, splicing
+from interventions.splice import splicing
 from tasks import Batch
 
 from .effects import Effects, Metric, SiteEffects, measured

@@ -19,10 +19,11 @@ from circuits.selection import top
 from circuits.tally import Tally
 from circuits.wiring import Edges
 from interventions.acts import Acts
+from interventions.binding import splices
 from interventions.dictionaries import SparseCoder, TopK
 from interventions.edits import Patch
 from interventions.model import Model
-from interventions.splice import run, splices
+from interventions.splice import run
 from tasks import LogitDifference, Pair, Task
 
 VOCAB = 512

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from circuits.effects import Effects, Metric
 from interventions.acts import Acts
+from interventions.binding import Dictionaries
 from interventions.model import Model
-from interventions.splice import Dictionaries, run
+from interventions.splice import run
 from tasks import Batch, Pair, Task
 
 VOCAB = 64
