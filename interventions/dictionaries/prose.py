@@ -82,7 +82,7 @@ class Dataset(Source):
     def __init__(self, name: str, column: str | None):
         self.name, self.column = name, column
         try:
-            from datasets import load_dataset
+            from datasets import load_dataset  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ImportError(
                 f"There is no file {name[:200]!r}, and a dataset needs `datasets`: "
