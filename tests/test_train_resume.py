@@ -151,8 +151,16 @@ def test_activations_held_in_half_precision_go_on_too(tmp_path, often):
     assert _same(_trained(**options, checkpoint=tmp_path), whole)
 
 
+@pytest.fixture
+def listening():
+    """A process started in the background ignores Ctrl-C; this one does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("while_reading", [True, False])
-def test_ctrl_c_keeps_what_was_done(tmp_path, often, monkeypatch, while_reading):
+def test_ctrl_c_keeps_what_was_done(tmp_path, often, monkeypatch, listening, while_reading):
     options: dict[str, Any] = {"pool": 128, "jobs": _one(), "every": 1000, "checkpoint": tmp_path / "run"}
     whole = _trained(**{**options, "checkpoint": None})
     read, calls = Model.read, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,11 @@ class Dataset(Source):
 
     def __init__(self, name: str, column: str | None):
         self.name, self.column = name, column
+        if any(sign.isspace() for sign in name) and not os.path.exists(name):
+            raise FileNotFoundError(
+                f"There is no file {name[:200]!r}, and no dataset has a name like that. "
+                "A text itself is passed in a list."
+            )
         try:
             from datasets import load_dataset  # pyright: ignore[reportMissingImports]
         except ImportError:
