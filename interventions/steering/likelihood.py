@@ -1,0 +1,143 @@
+"""How probable a model finds texts as continuations of prompts, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..model import Model
+
+Ids = tuple[int, ...]
+
+
+def prompt_ids(model: Model, prompt: str | Sequence[int]) -> Ids:
+    """The tokens of a prompt, after those with which the tokenizer opens a text, which are not doubled.
+
+    Token ids are taken as they are. Raises TypeError for text without a tokenizer, ValueError for no token.
+    """
+    if not isinstance(prompt, str):
+        ids = tuple(int(i) for i in prompt)
+    else:
+        tokenizer = _tokenizer(model, prompt)
+        bare = tuple(tokenizer.encode(prompt, add_special_tokens=False))
+        opening = _opening(tokenizer)
+        ids = bare if bare[: len(opening)] == opening else opening + bare
+    if not ids:
+        raise ValueError("A prompt needs at least one token: an empty one leaves nothing to predict from.")
+    return ids
+
+
+def text_ids(model: Model, text: str) -> Ids:
+    """The tokens of a text that stands after something else: without any that open a text."""
+    return tuple(_tokenizer(model, text).encode(text, add_special_tokens=False))
+
+
+def grown(model: Model, prompt: str | Sequence[int], text: str) -> Ids | None:
+    """The tokens by which a prompt grows when a text is put after it; None where its own tokens change."""
+    before = prompt_ids(model, prompt)
+    if not isinstance(prompt, str):
+        return text_ids(model, text)
+    after = prompt_ids(model, prompt + text)
+    return after[len(before) :] if after[: len(before)] == before else None
+
+
+def continuation_ids(model: Model, prompt: str | Sequence[int], text: str | int) -> Ids:
+    """The tokens by which a text, or one token id, continues a prompt.
+
+    Raises ValueError where the prompt cannot be continued by it in whole tokens.
+    """
+    if isinstance(text, int):
+        return (text,)
+    found = grown(model, prompt, text)
+    if not found:
+        raise ValueError(
+            f"{text!r} does not continue {_tail(prompt)} by whole tokens: put the space at the start of the "
+            "answer, not at the end of the prompt, or give token ids."
+        )
+    return found
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: Model, rows: Sequence[tuple[Ids, Ids]], *, batch_size: int = 16
+) -> list[Float[Tensor, " token"]]:
+    """The log-probability of each token of a continuation, in nats, for rows of (prompt, continuation).
+
+    Rows that need the same pass share it: of several single tokens after one prompt, all are read off one
+    row. Where the model's results change with padding, only rows of equal length are batched. Interventions
+    that tell prompt from generated tokens take the continuation for generated.
+    """
+    wanted: dict[tuple[Ids, int], list[int]] = {}  # what is read, and how much of it is prompt
+    for i, (prompt, more) in enumerate(rows):
+        if not prompt or not more:
+            raise ValueError("A row needs at least one token of prompt and one of continuation.")
+        wanted.setdefault((prompt + more[:-1], len(prompt)), []).append(i)
+    inputs = list(wanted)
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in batches([len(ids) for ids, _ in inputs], model, batch_size):
+        tokens, mask = padded([inputs[i][0] for i in batch])
+        width = tokens.shape[1]
+        first = min(inputs[i][1] for i in batch) - 1
+        with model.following([inputs[i][1] for i in batch]):
+            logits = model.logits(tokens, mask, last=width - first)
+        for row, i in enumerate(batch):
+            ids, n = inputs[i]
+            odds = log_softmax(logits[row, n - 1 - first : len(ids) - first])
+            for j in wanted[inputs[i]]:
+                more = torch.tensor(rows[j][1], device=odds.device)
+                found[j] = odds.gather(1, more[:, None])[:, 0].double().cpu()
+    return found
+
+
+def batches(lengths: Sequence[Any], model: Model, batch_size: int) -> Iterator[list[int]]:
+    """Indices of rows that go in one pass, shortest first; of one length where the model cannot pad.
+
+    A row of several parts has its length as a tuple.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: a batch has at least 1 row.")
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    pads = len(set(lengths)) == 1 or model.pads
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or not (pads or lengths[batch[0]] == lengths[i])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def padded(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, padded on the right, and a mask that is 1 at tokens (batch pos)."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return tokens, mask
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _tokenizer(model: Model, text: str) -> Any:
+    if model.tokenizer is None:
+        raise TypeError(f"This model has no tokenizer for texts such as {text[:40]!r}: give token ids.")
+    return model.tokenizer
+
+
+def _opening(tokenizer: Any) -> Ids:
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a", add_special_tokens=True)
+    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+    return tuple(full[:start])
+
+
+def _tail(prompt: str | Sequence[int]) -> str:
+    if not isinstance(prompt, str):
+        return "these token ids"
+    return repr(prompt if len(prompt) <= 40 else f"...{prompt[-40:]}")
