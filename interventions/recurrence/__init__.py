@@ -1,0 +1,1 @@
+"""What recurrent models carry from token to token, as values."""
