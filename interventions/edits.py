@@ -1,59 +1,21 @@
-"""Interventions: values that say how the activations at some sites are changed."""
+"""Kinds of interventions: on the features of a dictionary, or on a site's tensor."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .acts import Acts
-from .sites import Site
-
-T = TypeVar("T")
-BySite: TypeAlias = Mapping[str, T] | Mapping[Site, T]  # sites, or their names
+from .intervention import BySite, Here, Intervention, TensorEdit
 
 
 def _by_name(values: BySite[Any]) -> dict[str, Any]:
     return {str(site): value for site, value in values.items()}
-
-
-class Intervention(ABC):
-    """A change to the activations at some sites.
-
-    Interventions are values: they hold no model and no hooks. `a | b` does `a`, then `b`.
-    """
-
-    @property
-    @abstractmethod
-    def sites(self) -> Set[str]:
-        """Names of the sites that are changed."""
-
-    @abstractmethod
-    def __call__(self, site: str, acts: Acts) -> Acts:
-        """What flows on in place of `acts`."""
-
-    def __or__(self, then: Intervention) -> Intervention:
-        return _Chain(self, then)
-
-
-@dataclass(frozen=True)
-class _Chain(Intervention):
-    first: Intervention
-    then: Intervention
-
-    @property
-    def sites(self) -> Set[str]:
-        return self.first.sites | self.then.sites
-
-    def __call__(self, site: str, acts: Acts) -> Acts:
-        for step in (self.first, self.then):
-            acts = step(site, acts) if site in step.sites else acts
-        return acts
 
 
 def _mask(
@@ -86,28 +48,47 @@ def _mask(
 class Ablate(Intervention):
     """Sets features to zero, or to the values that they take in `to`.
 
-    `nodes` maps a site to a list of features, or to a boolean mask of shape `(feature)`, `(node)` or
-    `(pos node)` where True is ablated and the last node is the error. The error is kept unless its node
-    is ablated.
+    `nodes` maps a site to a list of features, to a boolean mask of shape `(feature)`, `(node)` or
+    `(pos node)` where True is ablated and the last node is the error, or to `"all"`: every feature and the
+    error. The error is kept unless its node is ablated. `to` holds the activations of other prompts
+    (resample ablation) or, with a single row and position, means (`mean_acts`).
 
     >>> acts = Acts(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 2))
     >>> Ablate({"mlp.0": [0, 2]})("mlp.0", acts).features
     tensor([[[0., 2., 0.]]])
     """
 
-    nodes: BySite[Tensor] | BySite[Sequence[int]] | BySite[list[int]]
+    nodes: BySite[Any]
     to: BySite[Acts] | None = None
 
     @property
     def sites(self) -> Set[str]:
         return _by_name(self.nodes).keys()
 
-    def __call__(self, site: str, acts: Acts) -> Acts:
-        features, error = _mask(_by_name(self.nodes)[site], acts)
+    def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
+        nodes = _by_name(self.nodes)[site]
+        if isinstance(nodes, str):
+            nodes = torch.ones(acts.features.shape[-1] + 1, dtype=torch.bool)
+        features, error = _mask(nodes, acts)
         to = acts.map(torch.zeros_like) if self.to is None else _by_name(self.to)[site]
+        if to.features.shape[-1] != acts.features.shape[-1]:
+            raise ValueError(
+                f"The values to ablate {site} to have {to.features.shape[-1]} features, "
+                f"but {acts.features.shape[-1]} are there."
+            )
         return Acts(
-            torch.where(features, to.features, acts.features), torch.where(error, to.error, acts.error)
+            torch.where(features, _spread(to.features, acts.features), acts.features),
+            torch.where(error, _spread(to.error, acts.error), acts.error),
         )
+
+    def __repr__(self) -> str:
+        parts = []
+        for site, nodes in _by_name(self.nodes).items():
+            every = isinstance(nodes, str)
+            is_mask = isinstance(nodes, Tensor) and nodes.dtype == torch.bool
+            n = 0 if every else int(nodes.sum()) if is_mask else len(nodes)
+            parts.append(f"{site}: {'all' if every else f'{n} feature' + 's' * (n != 1)}")
+        return f"Ablate({', '.join(parts)} to {'zero' if self.to is None else 'given values'})"
 
 
 @dataclass(frozen=True)
@@ -120,34 +101,12 @@ class Patch(Intervention):
     def sites(self) -> Set[str]:
         return _by_name(self.values).keys()
 
-    def __call__(self, site: str, acts: Acts) -> Acts:
-        return _by_name(self.values)[site]
+    def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
+        values = _by_name(self.values)[site]
+        return values.map(_spread, acts)
 
-
-@dataclass(frozen=True)
-class Add(Intervention):
-    """Adds `scale` times a direction of shape `(d_model)` to a site, beside its features.
-
-    >>> acts = Acts(torch.zeros(1, 1, 3), torch.zeros(1, 1, 2))
-    >>> Add({"resid.0": torch.tensor([1.0, 0.0])}, scale=3)("resid.0", acts).error
-    tensor([[[3., 0.]]])
-    """
-
-    directions: BySite[Tensor]
-    scale: float = 1.0
-
-    @property
-    def sites(self) -> Set[str]:
-        return _by_name(self.directions).keys()
-
-    def __call__(self, site: str, acts: Acts) -> Acts:
-        direction = _by_name(self.directions)[site]
-        if direction.shape[-1] != acts.error.shape[-1]:
-            raise ValueError(
-                f"A direction of width {direction.shape[-1]} does not fit {site}, "
-                f"whose width is {acts.error.shape[-1]}."
-            )
-        return Acts(acts.features, acts.error + self.scale * direction.to(acts.error))
+    def __repr__(self) -> str:
+        return f"Patch({', '.join(_by_name(self.values))})"
 
 
 @dataclass(frozen=True)
@@ -165,9 +124,237 @@ class Clamp(Intervention):
     def sites(self) -> Set[str]:
         return _by_name(self.values).keys()
 
-    def __call__(self, site: str, acts: Acts) -> Acts:
+    def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
         values = _by_name(self.values)[site]
         clamped, _ = _mask(list(values), acts)
         to = torch.zeros_like(acts.features[0, 0])
         to[list(values)] = torch.tensor(list(values.values())).to(to)
         return Acts(torch.where(clamped, to, acts.features), acts.error)
+
+    def __repr__(self) -> str:
+        values = (f"{s}/{f} = {v:g}" for s, vs in _by_name(self.values).items() for f, v in vs.items())
+        return f"Clamp({', '.join(values)})"
+
+
+@dataclass(frozen=True)
+class Scale(Intervention):
+    """Multiplies features by a factor, or with no features named the site's whole tensor.
+
+    `{site: factor}` or `{site: {feature: factor}}`.
+
+    >>> acts = Acts(torch.ones(1, 1, 3), torch.zeros(1, 1, 2))
+    >>> Scale({"resid.0": {1: 5.0}})("resid.0", acts).features
+    tensor([[[1., 5., 1.]]])
+    """
+
+    factors: BySite[Any]
+
+    @property
+    def sites(self) -> Set[str]:
+        return _by_name(self.factors).keys()
+
+    def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
+        factors = _by_name(self.factors)[site]
+        if not isinstance(factors, Mapping):
+            if here is None:
+                raise ValueError(
+                    f"{self!r} changes tensors: it needs to know what the activations stand for."
+                )
+            return here.moved(acts, (float(factors) - 1) * here.tensor(acts))
+        _mask(list(factors), acts)
+        by = torch.ones_like(acts.features[0, 0])
+        by[list(factors)] = torch.tensor(list(factors.values())).to(by)
+        return Acts(acts.features * by, acts.error)
+
+    def inverse(self) -> Intervention:
+        values = _by_name(self.factors)
+        flat = [f for v in values.values() for f in (v.values() if isinstance(v, Mapping) else [v])]
+        if not all(flat):
+            return super().inverse()
+        return Scale(
+            {
+                s: {f: 1 / v for f, v in vs.items()} if isinstance(vs, Mapping) else 1 / vs
+                for s, vs in values.items()
+            }
+        )
+
+    def __repr__(self) -> str:
+        parts = []
+        for site, factor in _by_name(self.factors).items():
+            of = factor.items() if isinstance(factor, Mapping) else [(None, factor)]
+            parts += [f"{site}{'' if f is None else f'/{f}'} by {v:g}" for f, v in of]
+        return f"Scale({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Add(TensorEdit):
+    """Adds `scale` times a direction of shape `(d_model)` to a site, beside its features.
+
+    >>> acts = Acts(torch.zeros(1, 1, 3), torch.zeros(1, 1, 2))
+    >>> Add({"resid.0": torch.tensor([1.0, 0.0])}, scale=3)("resid.0", acts).error
+    tensor([[[3., 0.]]])
+    """
+
+    directions: BySite[Tensor]
+    scale: float = 1.0
+
+    @property
+    def sites(self) -> Set[str]:
+        return _by_name(self.directions).keys()
+
+    @property
+    def fingerprints(self) -> Set[str]:
+        return _fingerprints(self.directions)
+
+    def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
+        by = self.scale * _fitting(self.directions, site, acts.error)
+        return Acts(acts.features, acts.error + by) if here is None else here.moved(acts, by)
+
+    def tensor(self, site: str, x: Tensor, here: Here) -> Tensor:
+        return torch.add(x, _fitting(self.directions, site, x), alpha=self.scale)
+
+    def inverse(self) -> Intervention:
+        return Add(self.directions, -self.scale)
+
+    def __repr__(self) -> str:
+        norms = (f"{s} norm {abs(self.scale) * float(v.norm()):.3g}" for s, v in self.directions.items())
+        return f"Add({', '.join(norms)})" if self.scale >= 0 else f"Add({', '.join(norms)}, reversed)"
+
+
+@dataclass(frozen=True)
+class Project(TensorEdit):
+    """Takes a direction, or a subspace, out of a site's tensor.
+
+    `directions` maps a site to a vector (d_model) or to several (k d_model), of any length and not
+    necessarily orthogonal. What is left has the component `to` along each of them: 0, or say the mean
+    over a text, `{site: tensor}` with a number for each vector, in units of that vector's own length. With
+    several vectors, `to` is for an orthonormal set.
+
+    >>> Project({"resid.0": torch.tensor([2.0, 0.0])}).tensor("resid.0", torch.ones(1, 1, 2), Here("resid.0"))
+    tensor([[[0., 1.]]])
+    """
+
+    directions: BySite[Tensor]
+    to: BySite[Any] | None = None
+
+    def __post_init__(self) -> None:
+        for site, given in self.directions.items():
+            basis = torch.atleast_2d(given)
+            if torch.linalg.matrix_rank(basis.double()) < len(basis):
+                raise ValueError(
+                    f"The directions at {site} do not span {len(basis)} dimensions: leave out zero vectors "
+                    "and those that the others make up."
+                )
+            gram = basis.double() @ basis.double().T
+            if self.to is not None and (gram - gram.diag().diag()).abs().max() > 1e-4 * gram.max():
+                raise ValueError(f"The directions at {site} are not orthogonal, so `to` has no meaning.")
+
+    @property
+    def sites(self) -> Set[str]:
+        return _by_name(self.directions).keys()
+
+    @property
+    def fingerprints(self) -> Set[str]:
+        return _fingerprints(self.directions)
+
+    def tensor(self, site: str, x: Tensor, here: Here) -> Tensor:
+        rows = torch.atleast_2d(_fitting(self.directions, site, x))
+        exact = rows.to(torch.promote_types(x.dtype, torch.float32))
+        basis = torch.linalg.qr(exact.T).Q if len(rows) > 1 else (exact / exact.norm()).T
+        out = x - (x.to(exact.dtype) @ basis @ basis.T).to(x.dtype)
+        if self.to is None:
+            return out
+        to = torch.as_tensor(_by_name(self.to)[site], device=x.device, dtype=x.dtype)
+        return out + (to.reshape(-1, 1) * rows / exact.norm(dim=-1, keepdim=True).to(x.dtype)).sum(0)
+
+    def __repr__(self) -> str:
+        sites = (f"{s}{'' if v.ndim == 1 else f' {len(v)} directions'}" for s, v in self.directions.items())
+        return f"Project({', '.join(sites)} {'out' if self.to is None else 'to given values'})"
+
+
+@dataclass(frozen=True)
+class Affine(TensorEdit):
+    """Maps a site's tensor `x` to `x @ matrix.T + bias`; `matrices` and `biases` are by site.
+
+    >>> turn = Affine({"resid.0": torch.tensor([[0.0, -1.0], [1.0, 0.0]])})
+    >>> turn.tensor("resid.0", torch.tensor([[[1.0, 0.0]]]), Here("resid.0"))
+    tensor([[[0., 1.]]])
+    """
+
+    matrices: BySite[Float[Tensor, "d_model d_model"]]
+    biases: BySite[Float[Tensor, " d_model"]] | None = None
+
+    @property
+    def sites(self) -> Set[str]:
+        return _by_name(self.matrices).keys()
+
+    def tensor(self, site: str, x: Tensor, here: Here) -> Tensor:
+        matrix = _fitting(self.matrices, site, x)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"The matrix at {site} is {tuple(matrix.shape)}, and must be square.")
+        bias = None if self.biases is None else _fitting(self.biases, site, x)
+        return torch.nn.functional.linear(x, matrix, bias)
+
+    def inverse(self) -> Intervention:
+        matrices = {}
+        for site, matrix in _by_name(self.matrices).items():
+            if torch.linalg.matrix_rank(matrix.double()) < len(matrix):
+                return super().inverse()
+            matrices[site] = torch.linalg.inv(matrix.double()).to(matrix.dtype)
+        biases = None if self.biases is None else _by_name(self.biases)
+        back = None if biases is None else {s: -(matrices[s] @ b) for s, b in biases.items()}
+        return Affine(matrices, back)
+
+    def __repr__(self) -> str:
+        return f"Affine({', '.join(_by_name(self.matrices))})"
+
+
+def rotation(
+    one: Float[Tensor, " d_model"], other: Float[Tensor, " d_model"], angle: float
+) -> Float[Tensor, "d_model d_model"]:
+    """The matrix that turns the plane of two vectors, from the first towards the second, by so many radians.
+
+    For `Affine`; what is orthogonal to both stays. Raises ValueError where they span no plane.
+
+    >>> x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> (rotation(x, y, torch.pi / 2) @ x).round().abs()
+    tensor([0., 1.])
+    """
+    plane = torch.stack([one, other]).double()
+    if torch.linalg.matrix_rank(plane) < 2:
+        raise ValueError("The two vectors lie on one line: they span no plane to turn.")
+    u = plane[0] / plane[0].norm()
+    v = plane[1] - (plane[1] @ u) * u
+    v = v / v.norm()
+    c, s = torch.cos(torch.tensor(angle).double()), torch.sin(torch.tensor(angle).double())
+    eye = torch.eye(len(u), dtype=torch.float64, device=u.device)
+    both = torch.outer(u, u) + torch.outer(v, v)
+    return (eye + (c - 1) * both + s * (torch.outer(v, u) - torch.outer(u, v))).to(one.dtype)
+
+
+def _fitting(values: BySite[Tensor], site: str, x: Tensor) -> Tensor:
+    """The value for a site, of the dtype and on the device of `x`."""
+    value = values[site] if site in values else _by_name(values)[site]  # type: ignore[index]
+    if value.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"A direction of width {value.shape[-1]} does not fit {site}, whose width is {x.shape[-1]}."
+        )
+    return value.to(x)
+
+
+def _spread(new: Tensor, old: Tensor) -> Tensor:
+    """Values for a pass: those of a batch for each of its copies, a mean for every token."""
+    copies = len(old) // max(len(new), 1)
+    if copies > 1 and len(new) > 1 and copies * len(new) == len(old):
+        new = new.repeat(copies, *[1] * (new.ndim - 1))
+    try:
+        return new.to(old).expand(old.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"Activations of shape {tuple(new.shape)} do not fit a pass whose are {tuple(old.shape)}."
+        ) from None
+
+
+def _fingerprints(directions: Any) -> Set[str]:
+    made_with = getattr(directions, "fingerprint", None)
+    return frozenset() if made_with is None else frozenset([made_with])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .fingerprint import fingerprint
 from .loading import load
 from .observation import arguments, observe, sample
+from .passage import Follower, Passage, Prompt
 from .sites import Layout, Side, Site
 from .skipping import Record, passing, repeated, returning
 from .structure import discover, heads, last_call, missing_layout, name_sites, place
@@ -44,6 +45,7 @@ class Model:
     def __init__(self, module: nn.Module, tokenizer: Any = None, *, layout: Layout | None = None):
         self.module = module
         self.tokenizer = tokenizer
+        self.follower = Follower(module)
         self._level = 0  # how many of the library's own passes are under way, one in the other
         seen = observe(module, sample(module))
         _checked_logits(module, seen.output)
@@ -262,12 +264,54 @@ class Model:
         ):
             yield
 
-    @torch.no_grad()
-    def generate(self, tokens: Int[Tensor, "batch pos"], **kwargs: Any) -> Int[Tensor, "batch longer"]:
-        """Tokens and their continuation; keyword arguments are those of the module's own `generate`."""
-        if not hasattr(self.module, "generate"):
-            raise TypeError(f"{type(self.module).__name__} has no method `generate`.")
-        return self.module.generate(tokens.to(self.device), **kwargs)  # type: ignore[operator]
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """While open, passes are of the bare model: visits opened outside leave them alone."""
+        self._level += 1
+        try:
+            yield
+        finally:
+            self._level -= 1
+
+    # Text
+
+    def generate(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None = None, **kwargs: Any
+    ) -> Int[Tensor, "batch longer"]:
+        """Tokens and their continuation, as `interventions.generation.generate` gives them."""
+        from .generation import generate
+
+        return generate(self, tokens, mask, **kwargs)
+
+    def complete(self, texts: str | Sequence[str], **kwargs: Any) -> Any:
+        """What the model writes after a text, or after each of several; see `generation.complete`."""
+        from .generation import complete
+
+        return complete(self, texts, **kwargs)
+
+    def stream(self, text: str, **kwargs: Any) -> Iterator[str]:
+        """What the model writes after a text, piece by piece as it is written; see `generation.stream`."""
+        from .generation import stream
+
+        return stream(self, text, **kwargs)
+
+    def text(self, ids: Int[Tensor, " pos"]) -> str:
+        """The text that tokens stand for. Raises ValueError where the model has no tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("This model has no tokenizer: pass one to `Model.load`.")
+        return self.tokenizer.decode([i for i in ids.tolist() if i >= 0])
+
+    # Which tokens a pass is over
+
+    @property
+    def passage(self) -> Passage | None:
+        """Which tokens the pass under way is over; None outside of one, and where nobody follows."""
+        return self.follower.passage
+
+    def following(self, prompt: Prompt | None = None) -> AbstractContextManager[Follower]:
+        """While open, `passage` is kept; `prompt` is how many tokens of other passes than those of `generate`
+        are prompt, by default all."""
+        return self.follower.following(prompt)
 
     # What a model can do, tried out once on a few tokens
 
@@ -275,12 +319,12 @@ class Model:
     def resumes(self) -> bool:
         """Whether passes may be resumed: whether blocks know of earlier ones only by what those return."""
         tokens, n = sample(self.module), len(self.blocks)
-        with self._apart(), torch.no_grad():
+        with self.apart(), torch.no_grad():
             try:
                 whole, record = self.logits(repeated(tokens, 2)), self.record(tokens)
                 for block in sorted({min(1, n - 1), n // 2, n - 1}):
                     with self.resuming(record, block=block, repeat=2):
-                        if not self._close(self.logits(repeated(tokens, 2)), whole):
+                        if not self.close(self.logits(repeated(tokens, 2)), whole):
                             return False
             except _FAILURES:
                 return False
@@ -292,20 +336,54 @@ class Model:
         tokens = sample(self.module, 2, 5)
         mask = torch.ones_like(tokens)
         mask[:, 3:] = 0
-        with self._apart(), torch.no_grad():
+        with self.apart(), torch.no_grad():
             short = self.logits(tokens[:, :3])
             told = arguments(self.module, attention_mask=mask)
             out = self.module(tokens, **told)
-        return self._close((out if isinstance(out, Tensor) else _logits(out))[:, :3], short)
+        return self.close((out if isinstance(out, Tensor) else _logits(out))[:, :3], short)
+
+    @cached_property
+    def writes(self) -> str:
+        """In what way the model's text follows its own logits; see `generation.way_of_writing`."""
+        from .generation import way_of_writing
+
+        return way_of_writing(self)
+
+    @cached_property
+    def lingers(self) -> bool:
+        """Whether the module keeps something of its last cached pass, which the next one would go on from."""
+        if "use_cache" not in arguments(self.module):
+            return False
+
+        def held() -> dict[tuple[int, str], Tensor]:
+            named = (
+                (i, vars(m) | dict(m.named_buffers(recurse=False)))
+                for i, m in enumerate(self.module.modules())
+            )
+            return {
+                (i, k): v.clone() for i, values in named for k, v in values.items() if isinstance(v, Tensor)
+            }
+
+        with self.apart(), torch.no_grad():
+            before = held()
+            try:
+                self.module(sample(self.module), use_cache=True)
+            except _FAILURES:
+                return False
+            after = held()
+            self.logits(sample(self.module))
+        return before.keys() != after.keys() or any(
+            x.shape != after[key].shape or not torch.equal(x, after[key]) for key, x in before.items()
+        )
 
     @cached_property
     def _unembeds(self) -> bool:
         """Whether the head reads what the last block wrote, and nothing else."""
         tokens = sample(self.module)
-        with self._apart(), torch.no_grad():
+        with self.apart(), torch.no_grad():
             resid = hidden(self.record(tokens).outputs[self._last])
             try:
-                return resid is not None and self._close(self._unembed(resid), self.logits(tokens))
+                return resid is not None and self.close(self._unembed(resid), self.logits(tokens))
             except _FAILURES:
                 return False
 
@@ -325,15 +403,6 @@ class Model:
 
     # Private
 
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Passes in here are the library's own: visits and resumptions opened outside leave them alone."""
-        self._level += 1
-        try:
-            yield
-        finally:
-            self._level -= 1
-
     @property
     def _last(self) -> int:
         """Index of the last block that runs."""
@@ -346,7 +415,7 @@ class Model:
             for i, (block, template) in enumerate(zip(self.blocks, self._templates, strict=True))
         }
         tokens = sample(self.module, 1, 1).expand(len(x), 1)
-        with self._apart(), returning(outputs):
+        with self.apart(), returning(outputs):
             logits = self.logits(tokens)
         return logits.reshape(*resid.shape[:-1], -1)
 
@@ -367,7 +436,8 @@ class Model:
         call = self._seen.once(block)
         return call is not None and "out" in call.changed
 
-    def _close(self, x: Tensor, y: Tensor) -> bool:
+    def close(self, x: Tensor, y: Tensor) -> bool:
+        """Whether two results are the same but for rounding."""
         # Parts of float64 models compute in float32 (routers, scans), and other batch sizes round otherwise.
         tolerance = max(torch.finfo(x.dtype).eps ** 0.5, 1e-4)
         return bool((x - y).abs().max() <= tolerance * y.abs().max())

@@ -7,8 +7,9 @@ change the features or the error. The same visit serves reading, ablation, steer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,23 +17,33 @@ from torch import Tensor
 
 from .acts import Acts, Dictionary, Identity
 from .binding import Dictionaries, Splice, by_site, splices, written_later
-from .edits import Intervention
+from .intervention import Here, Intervention
 from .model import Model
+from .passage import Prompt
 from .sites import Site
 
 Rewrite = Callable[[Splice, Tensor, Tensor], Tensor]  # splice, what entered, what left -> what flows on
 
 
 @contextmanager
-def splicing(model: Model, bound: Mapping[Site, Splice], rewrite: Rewrite) -> Iterator[None]:
+def splicing(
+    model: Model,
+    bound: Mapping[Site, Splice],
+    rewrite: Rewrite,
+    watched: Mapping[Site, dict[str, Tensor]] | None = None,
+) -> Iterator[None]:
     """While open, every forward pass hands each splice what it reads and what its site holds.
 
-    A dictionary that reads a site which another dictionary writes is given what flows on from there.
+    A dictionary that reads a site which another dictionary writes is given what flows on from there. What
+    the model computes at a site of `watched` is put into the mapping there, by the site's name.
     """
-    reads = {splice.read for splice in bound.values()}
+    reads = {splice.read for splice in bound.values() if splice.transcodes}
     entered: dict[Site, Tensor] = {}
+    watched = watched or {}
 
     def visit(site: Site, x: Tensor) -> Tensor:
+        if site in watched:
+            watched[site][site.name] = x
         if site in bound:
             splice = bound[site]
             x = rewrite(splice, entered[splice.read] if splice.transcodes else x, x)
@@ -40,15 +51,32 @@ def splicing(model: Model, bound: Mapping[Site, Splice], rewrite: Rewrite) -> It
             entered[site] = x
         return x
 
-    with model.visiting(sorted(reads | set(bound)), visit):
+    with model.visiting(sorted(reads | set(bound) | set(watched)), visit):
         yield
 
 
-def _changed(site: Site, acts: Acts, interventions: Sequence[Intervention]) -> Acts:
+def _by_site(model: Model, interventions: Sequence[Intervention]) -> dict[Site, list[Intervention]]:
+    """The interventions at each site, in their order. Raises ValueError for those of another model."""
+    found: dict[Site, list[Intervention]] = {}
     for intervention in interventions:
-        if site.name in intervention.sites:
-            acts = intervention(site.name, acts)
-    return acts
+        if not isinstance(intervention, Intervention):
+            raise TypeError(
+                f"{intervention!r} is no intervention: give one, such as Add({{site: direction}})."
+            )
+        if others := intervention.fingerprints - {model.fingerprint}:
+            raise ValueError(
+                f"{intervention!r} was made with another model (fingerprint {min(others)[:8]}, this one has "
+                f"{model.fingerprint[:8]}): its directions mean nothing here."
+            )
+        sites = [model.site(name) for name in intervention.sites]
+        for site in sites:
+            found.setdefault(site, []).append(intervention)
+        for watched in map(model.site, intervention.watches):
+            if sites and watched > min(sites):
+                raise ValueError(
+                    f"{intervention!r} hangs on {watched}, which the model computes only after {min(sites)}."
+                )
+    return found
 
 
 def _with_neurons(
@@ -90,6 +118,7 @@ def run(
     used: dict[str, Acts] = {}
     made_there: dict[Site, Tensor] = {}  # features, for those that they write to later
     used_there: dict[Site, Tensor] = {}
+    plan = _Plan.of(model, interventions)
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
         features = splice.dictionary.encode(entered)
@@ -99,7 +128,7 @@ def run(
         if splice.transcodes:
             error, through = error.detach(), prediction
         made = Acts(features, error)
-        changed = _changed(splice.site, made, interventions)
+        changed = plan.changed(splice, made, entered, made_there)
         acts = changed.as_leaves()
         computed[splice.site.name], used[splice.site.name] = made, acts
         made_there[splice.site], used_there[splice.site] = features, acts.features
@@ -112,36 +141,98 @@ def run(
         return out if cut else out + (through - through.detach())
 
     bound = splices(model, _with_neurons(model, dictionaries, interventions))
-    with splicing(model, bound, rewrite):
+    with plan.followed(None), splicing(model, bound, rewrite, plan.watched):
         logits = model.logits(tokens, mask)
     return Run(logits, computed, used)
 
 
 @contextmanager
 def applied(
-    model: Model, *interventions: Intervention, dictionaries: Dictionaries | None = None
+    model: Model,
+    *interventions: Intervention,
+    dictionaries: Dictionaries | None = None,
+    prompt: Prompt | None = None,
 ) -> Iterator[Model]:
     """While open, every pass of `model`, generation too, is changed by `interventions`.
 
     The error of a dictionary is taken from the unchanged activations and kept. Sites without a dictionary are
-    changed in the neuron basis. Gradients flow through the changed activations.
+    changed in the neuron basis. Gradients flow through the changed activations. Of tokens that are given to
+    the model outside `generate`, all count as prompt, or in every row the first `prompt` (a number, or one
+    for each row): so a text is read as it would have been when the model wrote it.
+
+    Raises:
+        LookupError: a site that the model does not have.
+        ValueError: directions of another model; a condition on a site that comes later.
     """
+    plan = _Plan.of(model, interventions)
     every = _with_neurons(model, dictionaries or {}, interventions)
-    touched = {model.site(site) for intervention in interventions for site in intervention.sites}
+    touched = set(plan.steps)
     touched |= {site for at in touched for site in written_later(model, at, every[at])}
     bound = splices(model, {site: d for site, d in every.items() if site in touched})
     made: dict[Site, Tensor] = {}  # features, for those that they write to later
     used: dict[Site, Tensor] = {}
 
     def rewrite(splice: Splice, entered: Tensor, left: Tensor) -> Tensor:
+        if isinstance(splice.dictionary, Identity):
+            return plan.tensor(splice.site, left)
         features = splice.dictionary.encode(entered)
         error = left - splice.prediction(features, entered) - splice.received(made)
         acts = Acts(features, error)
-        changed = _changed(splice.site, acts, interventions)
+        changed = plan.changed(splice, acts, entered, made)
         made[splice.site], used[splice.site] = features, changed.features
         if changed is acts and all(made[up.site] is used[up.site] for up in splice.earlier):
             return left
         return splice.prediction(changed.features, entered) + splice.received(used) + changed.error
 
-    with splicing(model, bound, rewrite):
+    with plan.followed(prompt), splicing(model, bound, rewrite, plan.watched):
         yield model
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What interventions do at each site, in order, and what they must know for it."""
+
+    model: Model
+    steps: Mapping[Site, Sequence[Intervention]]
+    watched: Mapping[Site, dict[str, Tensor]]
+    seen: dict[str, Tensor]
+    follows: bool
+
+    @classmethod
+    def of(cls, model: Model, interventions: Sequence[Intervention]) -> _Plan:
+        seen: dict[str, Tensor] = {}
+        watched = {model.site(name): seen for i in interventions for name in i.watches}
+        follows = any(i.placed for i in interventions)
+        return cls(model, _by_site(model, interventions), watched, seen, follows)
+
+    def followed(self, prompt: Prompt | None) -> AbstractContextManager[Any]:
+        return self.model.following(prompt) if self.follows or prompt is not None else nullcontext()
+
+    def tensor(self, site: Site, x: Tensor) -> Tensor:
+        here = self._here(site, None)
+        for step in self.steps[site]:
+            x = step.tensor(site.name, x, here)
+        return x
+
+    def changed(self, splice: Splice, acts: Acts, entered: Tensor, made: Mapping[Site, Tensor]) -> Acts:
+        """What the activations become; `made` are the features of earlier sites that write here."""
+        if splice.site not in self.steps:
+            return acts
+
+        def decode(acts: Acts) -> Tensor:
+            return splice.prediction(acts.features, entered) + splice.received(made) + acts.error
+
+        here = self._here(splice.site, None if isinstance(splice.dictionary, Identity) else decode)
+        for step in self.steps[splice.site]:
+            acts = step(splice.site.name, acts, here)
+        return acts
+
+    def _here(self, site: Site, decode: Callable[[Acts], Tensor] | None) -> Here:
+        passage = self.model.passage if self.follows else None
+        return Here(
+            site.name,
+            decode,
+            passage,
+            self.seen,
+            self.model.text if self.model.tokenizer is not None else None,
+        )

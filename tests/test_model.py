@@ -333,8 +333,8 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
         Model.load(tmp_path / "t5")
     with pytest.raises(ValueError, match="LlamaModel returns no logits"):
         Model.load(module("llama").model)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="no method `generate`"):
-        Model.load(Recurrent()).generate(TOKENS)
+    with pytest.raises(TypeError, match="no `generate` of its own, and `num_beams` is not known without"):
+        Model.load(Recurrent()).generate(TOKENS, num_beams=2)
 
 
 class Recurrent(nn.Module):

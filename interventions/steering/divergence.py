@@ -40,8 +40,8 @@ class Divergence:
         common = [_common_end(one, other) for one, other in zip(plain, asked, strict=True)]
         if 0 in common:
             raise ValueError(
-                f"The prompt {self.prompts[common.index(0)]!r} and the one asked in its place do not end with "
-                "the same token, so that there is nothing to compare."
+                f"The prompt {self.prompts[common.index(0)]!r} and the one asked in its place do not end "
+                "with the same token, so that there is nothing to compare."
             )
         values = torch.zeros(len(plain), dtype=torch.float64)
         sizes = [(len(one), len(other)) for one, other in zip(plain, asked, strict=True)]
@@ -59,7 +59,7 @@ class Divergence:
         return values
 
     def prompted(self, change: Prompting) -> Divergence:
-        """The same measure where the model is asked other prompts, such as with an instruction before each."""
+        """The same measure where the model is asked other prompts: with an instruction before each, say."""
         return replace(self, asked=[change(prompt) for prompt in self.prompts])
 
 
