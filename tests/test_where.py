@@ -241,7 +241,7 @@ def test_explaining_shows_what_is_touched():
         Where(prompt=0, generation=None)
     )
     shown = edit.explain(model, "abcd", max_new_tokens=4)
-    assert shown.touched["resid.1"].tolist() == [True, False, True, False, True, False, True, False]
+    assert shown.touched["resid.1"].tolist() == [False, False, True, False, True, False, True, False]
     assert "resid.0: 1 of 8 tokens\n  [a]bcd → " in str(shown)
     assert "resid.0" in str(add("resid.0").explain(model, "abcd"))
     assert str(add("resid.2").explain(model, "abcd")).endswith("[a][b][c][d]")
