@@ -13,7 +13,7 @@ from torch import Tensor
 from ..model import Model
 from .likelihood import Ids, grown, log_probabilities, prompt_ids
 
-Prompting = Callable[[str], str]  # the prompt that takes the place of one
+Prompting = Callable[[Any], Any]  # the prompt that takes the place of one
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ class Generated:
     """A measure: scores of what the model writes after each prompt, under whatever `applied` has open.
 
     Scores are callables of (model, prompts, texts), and are worked out on the unsteered model: `surprise`,
-    `Each(refuses)`, `Judged(KeywordJudge(...))`. Keyword arguments in `options` go to `model.complete`, such as
-    `do_sample=True`; without any, the most probable token is written. `texts` are kept with the scores. The
+    `Each(refuses)`, `Judged(KeywordJudge(...))`. What is in `options`, such as `do_sample`, goes to
+    `model.complete`; without, the most probable token is written. `texts` are kept with the scores. The
     random seed is the same at every call.
     """
 

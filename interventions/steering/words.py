@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-_APOSTROPHES = str.maketrans(dict.fromkeys("‘’ʼ‛′´`＇", "'"))
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u201b\u2032\u00b4\u0060\uff07", "'"))
 _WORD = re.compile(r"\w+(?:'\w+)*")
 
 
