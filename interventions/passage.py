@@ -104,6 +104,8 @@ class _Generation:
     total: int = 0
     text: Tensor | None = None
     mask: Tensor | None = None
+    prompt: Tensor | None = None  # how many of a row's tokens are the prompt
+    pads: bool = False
 
 
 class Follower:
@@ -259,14 +261,24 @@ def _within(now: _Generation, ids: Tensor) -> Passage:
     """A pass that `generate` makes."""
     assert now.text is not None and now.columns is not None
     text, mask = _padded(now.text, now.mask)
-    mask = None if mask is None or mask.shape != text.shape or bool(mask.all()) else mask.bool()
+    if now.prompt is None or len(now.prompt) != len(text):  # the same for all passes that follow
+        columns = min(now.columns, text.shape[1])
+        now.prompt = torch.full((len(text),), columns, device=text.device)
+        if mask is not None:
+            now.prompt = mask[:, :columns].sum(-1)
+            now.pads = not mask[:, :columns].all()
     width = text.shape[1]
-    columns = min(now.columns, width)
-    prompt = torch.full((len(text),), columns, device=text.device)
-    if mask is not None:
-        prompt = mask[:, :columns].sum(-1)
     return Passage(
-        text, mask, width - ids.shape[1], width, prompt, now.given, now.subset, now.total, columns, now.memory
+        text,
+        mask.bool() if now.pads and mask is not None else None,
+        width - ids.shape[1],
+        width,
+        now.prompt,
+        now.given,
+        now.subset,
+        now.total,
+        now.columns,
+        now.memory,
     )
 
 
