@@ -21,6 +21,7 @@ from .methods import (
 )
 from .moments import Moments
 from .pair_activations import PairActivations, pair_activations
+from .reading import Nearest, Similarity, Tokens, nearest, promoted, similarity
 from .token_choice import After, Position, Within, answer_letter, differing, every, last
 
 __all__ = [
@@ -34,11 +35,14 @@ __all__ = [
     "LogisticProbe",
     "MeanDifference",
     "Moments",
+    "Nearest",
     "PairActivations",
     "PairedPCA",
     "Position",
     "Separation",
+    "Similarity",
     "Stability",
+    "Tokens",
     "Within",
     "answer_letter",
     "centred_pca",
@@ -52,9 +56,12 @@ __all__ = [
     "linear_probe",
     "logistic_probe",
     "mean_difference",
+    "nearest",
     "pair_activations",
     "paired_pca",
     "pca",
+    "promoted",
     "separation",
     "separations",
+    "similarity",
 ]
