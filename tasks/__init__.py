@@ -5,6 +5,10 @@ from types import MappingProxyType
 
 from .agreement import agreement_across_pp, agreement_across_rc, agreement_simple, agreement_within_rc
 from .batch import Batch, Tokenizer
+from .choice import Choice, ChoiceSet
+from .contrast import ContrastSet
+from .contrast_instructions import english_french, harmful_harmless, opinions, sentiment, sycophancy
+from .contrast_stories import feelings, girl_boy, happy_sad, who
 from .metrics import (
     KL,
     METRICS,
@@ -39,11 +43,20 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
 )
 """The built-in tasks by name. Each is called with `n`, how many pairs, and `seed`."""
 
+CONTRASTS: Mapping[str, Callable[..., ContrastSet]] = MappingProxyType(
+    {make.__name__: make for make in (happy_sad, girl_boy, sentiment, english_french, harmful_harmless)}
+)
+"""The built-in contrast sets by name. Each is called with `n`, how many pairs, and `seed`."""
+
 __all__ = [
+    "CONTRASTS",
     "KL",
     "METRICS",
     "TASKS",
     "Batch",
+    "Choice",
+    "ChoiceSet",
+    "ContrastSet",
     "LogProbability",
     "LogitDifference",
     "Metric",
@@ -59,9 +72,18 @@ __all__ = [
     "agreement_across_rc",
     "agreement_simple",
     "agreement_within_rc",
+    "english_french",
+    "feelings",
+    "girl_boy",
     "greater_than",
+    "happy_sad",
+    "harmful_harmless",
     "indirect_objects",
     "induction",
+    "opinions",
     "pronouns",
     "recovery",
+    "sentiment",
+    "sycophancy",
+    "who",
 ]
