@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -92,6 +92,21 @@ class Passage:
         """The pass over some of its columns, counted from its first."""
         return replace(self, start=self.start + start, stop=self.start + stop, placed={})
 
+    def alone(self, row: int) -> Passage:
+        """The pass over one of its rows."""
+        some = slice(row, row + 1)
+        return replace(
+            self,
+            text=self.text[some],
+            mask=None if self.mask is None else self.mask[some],
+            prompt=None if self.prompt is None else self.prompt[some],
+            given=1,
+            subset=self.rows[some],
+            total=self.n_rows,
+            memory={},
+            placed={},
+        )
+
 
 @dataclass(eq=False)
 class _Generation:
@@ -155,14 +170,21 @@ class Follower:
         finally:
             self._subset = before
 
-    @contextmanager
-    def narrowed(self, start: int, stop: int) -> Iterator[None]:
+    def narrowed(self, start: int, stop: int) -> AbstractContextManager[None]:
         """While open, the pass under way is over these of its columns only."""
+        return self._within(lambda whole: whole.part(start, stop))
+
+    def alone(self, row: int) -> AbstractContextManager[None]:
+        """While open, the pass under way is over this of its rows only."""
+        return self._within(lambda whole: whole.alone(row))
+
+    @contextmanager
+    def _within(self, part: Callable[[Passage], Passage]) -> Iterator[None]:
         whole = self.passage
         if whole is None:
             yield
             return
-        self._passages.append(whole.part(start, stop))
+        self._passages.append(part(whole))
         try:
             yield
         finally:

@@ -66,3 +66,32 @@ def combined(
 
 def _as_wide(scale: Tensor, part: Tensor) -> Tensor:
     return scale.reshape(*scale.shape, *[1] * (part.ndim - scale.ndim))
+
+
+_KEPT = 0.1  # of a sum of weights, at the least
+
+
+def stepped(
+    state: Tensors, delta: Tensors, scale: float | Tensor, couples: Sequence[Couple]
+) -> tuple[dict[str, Tensor], int]:
+    """A state moved by `scale` times a difference, and how many entries were moved less far.
+
+    A sum of weights keeps a tenth of what it was at the least: where less would be left, the entry takes a
+    shorter step, the parts that are coupled to it likewise.
+    """
+    base, by = common([state, delta], couples)
+    scales = {couple.scale for couple in couples}
+    out, short = dict(base), 0
+    steps: dict[str, Tensor] = {}
+    for couple in couples:
+        if couple.positive is not None and couple.positive in by:
+            den, change = base[couple.positive], scale * by[couple.positive].to(base[couple.positive])
+            falls = change < -(1 - _KEPT) * den
+            step = torch.where(falls, (1 - _KEPT) * den / -torch.where(falls, change, -1), 1.0)
+            short += int(falls.sum())
+            steps |= dict.fromkeys(couple.parts, step)
+    for name, change in by.items():
+        if name not in scales:
+            change = scale * change.to(base[name])
+            out[name] = base[name] + (steps[name] * change if name in steps else change)
+    return out, short

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .slots import batch_axis
 from .trees import tensors
 
 if TYPE_CHECKING:
@@ -26,14 +25,10 @@ def differentiable(tree: Any, carrier: Carrier) -> Iterator[None]:
     if not torch.is_grad_enabled():
         yield
         return
-    held = tensors(tree)
-    storages = {x.untyped_storage().data_ptr() for x in held.values()}
-    shapes = {
-        held[slot.path].shape[1:] for slot in carrier.slots if slot.path in held and not batch_axis(slot.path)
-    }
+    storages = {x.untyped_storage().data_ptr() for x in tensors(tree).values()}
 
     def kept(x: Tensor) -> Tensor:
-        state = x.untyped_storage().data_ptr() in storages or x.shape[1:] in shapes
+        state = x.untyped_storage().data_ptr() in storages or tuple(x.shape[1:]) in carrier.shapes
         return x.clone() if state else x
 
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
