@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,11 +88,18 @@ def explain(
             ids = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False).cpu()
         else:
             model.logits(ids)
-    tokenizer = model.tokenizer
-    words = tuple(str(i) + " " if tokenizer is None else tokenizer.decode([i]) for i in ids[0].tolist())
+    words = _words(model, ids[0])
     return Explanation(
         words,
         length - max_new_tokens,
         {site.name: on[: len(words)] for site, on in touched.items()},
         repr(intervention),
     )
+
+
+def _words(model: Model, ids: Int[Tensor, " pos"]) -> tuple[str, ...]:
+    """What each token adds to the text; numbers where there is no tokenizer."""
+    if model.tokenizer is None:
+        return tuple(f" {i}" for i in ids.tolist())
+    said = [model.text(ids[:n]) for n in range(len(ids) + 1)]
+    return tuple(now[len(before) :] for before, now in pairwise(said))
