@@ -7,9 +7,8 @@ change the features or the error. The same visit serves reading, ablation, steer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +19,7 @@ from .binding import Dictionaries, Splice, by_site, splices, written_later
 from .intervention import Here, Intervention
 from .model import Model
 from .passage import Prompt
+from .recurrence import StateIntervention, state_changes, stepping
 from .sites import Site
 
 Rewrite = Callable[[Splice, Tensor, Tensor], Tensor]  # splice, what entered, what left -> what flows on
@@ -197,16 +197,25 @@ class _Plan:
     watched: Mapping[Site, dict[str, Tensor]]
     seen: dict[str, Tensor]
     follows: bool
+    changes: Sequence[StateIntervention]  # of the recurrent state, between tokens
 
     @classmethod
     def of(cls, model: Model, interventions: Sequence[Intervention]) -> _Plan:
         seen: dict[str, Tensor] = {}
         watched = {model.site(name): seen for i in interventions for name in i.watches}
         follows = any(i.placed for i in interventions)
-        return cls(model, _by_site(model, interventions), watched, seen, follows)
+        by_site = _by_site(model, interventions)
+        changes = [change for i in interventions for change in state_changes(i)]
+        return cls(model, by_site, watched, seen, follows, changes)
 
-    def followed(self, prompt: Prompt | None) -> AbstractContextManager[Any]:
-        return self.model.following(prompt) if self.follows or prompt is not None else nullcontext()
+    @contextmanager
+    def followed(self, prompt: Prompt | None) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.follows or prompt is not None:
+                stack.enter_context(self.model.following(prompt))
+            if self.changes:
+                stack.enter_context(stepping(self.model, self.changes))
+            yield
 
     def tensor(self, site: Site, x: Tensor) -> Tensor:
         here = self._here(site, None)
