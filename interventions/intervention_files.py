@@ -20,6 +20,7 @@ from .intervention import Intervention
 from .writing import write
 
 _FORMAT = 1
+_PASSING = {"carry", "rest"}  # of a state: what only serves to go on from it
 _JSON, _TENSORS = "intervention.json", "tensors.safetensors"
 
 
@@ -62,12 +63,14 @@ def load(folder: str | Path) -> Intervention:
 def _kinds() -> dict[str, type]:
     """The classes that a file may name."""
     from . import recurrence, steering
+    from .recurrence import couples
 
     modules = (edits, intervention, where, recurrence, steering)
     known = {name: kind for m in modules for name, kind in vars(m).items() if isinstance(kind, type)}
     wanted = (Intervention, where.Tokens, where.Where, intervention.Linear, intervention.Decay)
     kinds = {name: k for name, k in known.items() if issubclass(k, wanted) and is_dataclass(k)}
-    return kinds | {"Acts": Acts, "Condition": Condition, "matching": where.matching}
+    values = (Acts, Condition, where.matching, steering.Direction, recurrence.State, couples.Couple)
+    return kinds | {kind.__name__: kind for kind in values}
 
 
 def _described(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
@@ -79,15 +82,13 @@ def _described(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
         return {"tensor": path}
     if isinstance(value, slice):
         return {"slice": [value.start, value.stop, value.step]}
-    if hasattr(value, "described"):
-        return value.described(lambda part, name: _described(part, tensors, f"{path}/{name}"))
     if isinstance(value, where.matching):
         return {"kind": "matching", "fields": {"wanted": _described(value.wanted, tensors, path)}}
     if is_dataclass(value) and type(value).__name__ in _kinds():
         parts = {
             f.name: _described(getattr(value, f.name), tensors, f"{path}/{f.name}")
             for f in fields(value)
-            if f.init
+            if f.init and f.name not in _PASSING
         }
         return {"kind": type(value).__name__, "fields": parts}
     if isinstance(value, Mapping):
@@ -112,7 +113,7 @@ class _Directions(dict[str, Any]):
 
 def _made(described: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(described, list):
-        return [_made(x, tensors) for x in described]
+        return tuple(_made(x, tensors) for x in described)
     if not isinstance(described, dict):
         return described
     if "tensor" in described:

@@ -31,6 +31,9 @@ from interventions import (
 )
 from interventions.intervention import Here
 from interventions.passage import Passage
+from interventions.recurrence import AblateState, AddState, PatchState, State
+from interventions.recurrence.couples import Couple
+from interventions.steering import Direction
 
 TOKENS = batch().clean
 SITE = "resid.1"
@@ -232,6 +235,7 @@ def test_what_makes_no_sense_is_refused(make, message):
         make()
 
 
+STATE = State({"conv.0": random(2, 3)}, "x", (4, 4))
 SAVED = [
     *EDITS.values(),
     Ablate({SITE: [1, 2]}, to={SITE: Acts(random(1, 1, 32), random(1, 1, 32))}),
@@ -244,6 +248,10 @@ SAVED = [
     ),
     Add({SITE: V}).at(Where(prompt=within("q"), rows=[0, 2]), schedule=Linear(1.0, 0.0, tokens=5)),
     Add({SITE: V}).at(Where(when=Condition({"embed": W}, below=0.2, over="last")), schedule=Decay(3.0)),
+    Add(Direction({SITE: V}, "0123456789", {"method": "mean difference", "pairs": 3})),
+    AddState(State({"num.0": W, "max.0": V}, "x", (), (Couple("max.0", ("num.0",)),)), 2.0)
+    | PatchState(STATE),
+    AblateState(["conv.*"], to=STATE, before=Where(prompt=slice(2, None))),
 ]
 
 
