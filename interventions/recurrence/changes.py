@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 
 from ..acts import Acts
-from ..intervention import Chain, Here, Intervention, Schedule
+from ..intervention import Chain, Here, Intervention, Placed, Schedule
 from ..where import Where
 from .couples import combined
 from .state import State
@@ -63,6 +63,9 @@ def state_changes(intervention: Intervention) -> list[StateIntervention]:
     """Those in an intervention that change the state, in their order."""
     if isinstance(intervention, Chain):
         return state_changes(intervention.first) + state_changes(intervention.then)
+    if isinstance(intervention, Placed):
+        placed = [change.at(intervention.where) for change in state_changes(intervention.inner)]
+        return [change for change in placed if isinstance(change, StateIntervention)]
     return [intervention] if isinstance(intervention, StateIntervention) else []
 
 
