@@ -1,10 +1,8 @@
-"""What a model writes: right with any padding, with and without a cache, whole or as a stream."""
+"""What a model writes, right with any padding, with and without a cache."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from .observation import sample, text_config
+from .ways import padding, written
 
 if TYPE_CHECKING:
     from .model import Model
-
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError)
 
 
 @torch.no_grad()
@@ -53,7 +49,7 @@ def generate(
     way = model.writes
     groups = _groups(mask, way)
     if len(groups) == 1:
-        return _written(model, _turned(tokens, mask), way, kwargs)
+        return written(model, _turned(tokens, mask), way, kwargs)
     if kwargs.get("return_dict_in_generate"):
         raise ValueError(
             "These rows are generated one after the other, so there is no single dictionary of them."
@@ -66,12 +62,12 @@ def generate(
             torch.ones(len(rows), n, device=model.device),
         )
         with model.follower.of_rows(rows, len(tokens)):
-            out = _written(model, (part[0], part[1].long()), way, kwargs)
+            out = written(model, (part[0], part[1].long()), way, kwargs)
         copies = len(out) // len(rows)
         for i, row in enumerate(rows.tolist()):
             pieces[row] = (n, out[i * copies : (i + 1) * copies])
     longest = max(out.shape[1] - n for n, out in pieces.values())
-    pad = _pad(model, kwargs)
+    pad = padding(model, kwargs)
     return torch.cat(
         [
             torch.nn.functional.pad(out, (width - n, longest - (out.shape[1] - n)), value=pad)
@@ -117,38 +113,6 @@ def complete(
     return [found[i] for i in range(len(rows))]
 
 
-def stream(model: Model, text: str, *, max_new_tokens: int = 40, **kwargs: Any) -> Iterator[str]:
-    """What the model writes after a text, piece by piece as it is written.
-
-    Pieces add up to what `complete` gives. The model writes in a thread of its own, which ends when the
-    iterator is closed; interventions that are applied stay so for as long as their `with` block lasts, so
-    read the stream inside of it.
-    """
-    tokens = torch.tensor([opened(model, text)])
-    pieces: queue.Queue[Any] = queue.Queue()
-    listener = _Listener(model, pieces)
-
-    def write() -> None:
-        try:
-            generate(model, tokens, max_new_tokens=max_new_tokens, streamer=listener, **kwargs)
-        except _Stopped:
-            pass
-        except BaseException as error:  # raised again where the stream is read
-            pieces.put(error)
-        pieces.put(None)
-
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    try:
-        while (piece := pieces.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        listener.stopped = True
-        thread.join()
-
-
 def opened(model: Model, text: str) -> list[int]:
     """Token ids of a text that is to be continued: opened as the tokenizer opens one, and not ended."""
     if model.tokenizer is None:
@@ -159,75 +123,6 @@ def opened(model: Model, text: str) -> list[int]:
     if not (ids := full[:start] + bare):
         raise ValueError("There is nothing to go on from: the text is empty, and the tokenizer opens none.")
     return ids
-
-
-class _Stopped(Exception):
-    """Nobody reads the stream any more."""
-
-
-class _Listener:
-    """Takes tokens as they are generated, and hands on the text that they add."""
-
-    def __init__(self, model: Model, pieces: queue.Queue[Any]):
-        self.tokenizer, self.pieces, self.stopped = model.tokenizer, pieces, False
-        self._ids: list[int] | None = None
-        self._said = 0
-
-    def put(self, value: Tensor) -> None:
-        if self.stopped:
-            raise _Stopped
-        if self._ids is None:  # the prompt comes first
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
-        self._say(self.tokenizer.decode(self._ids, skip_special_tokens=True), whole=False)
-
-    def end(self) -> None:
-        self._say(self.tokenizer.decode(self._ids or [], skip_special_tokens=True), whole=True)
-
-    def _say(self, text: str, *, whole: bool) -> None:
-        if whole or not text.endswith("�"):  # part of a character
-            if text[self._said :]:
-                self.pieces.put(text[self._said :])
-            self._said = len(text)
-
-
-# Ways of writing, from the quickest to the slowest; which one a model's logits bear out is tried once.
-
-
-def way_of_writing(model: Model) -> str:
-    """`padded`: any rows at once; `equal`: rows of one length at once; `single`: one row at a time;
-    `uncached`: rows of one length, every pass over all tokens; `own`: the same, without the module's
-    `generate`."""
-    if not hasattr(model.module, "generate"):
-        return "own"
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.no_grad():
-        tokens = sample(model.module, 2, 5)
-        full = torch.ones_like(tokens)
-        if _follows(model, tokens, full, "equal"):
-            half = full.clone()
-            half[0, :2] = 0
-            return "padded" if _follows(model, tokens, half, "equal") else "equal"
-        if _follows(model, tokens[:1], full[:1], "single"):
-            return "single"
-        return "uncached" if _follows(model, tokens, full, "uncached") else "own"
-
-
-def _follows(model: Model, tokens: Tensor, mask: Tensor, way: str) -> bool:
-    """Whether the odds of generated tokens are those of passes without cache and padding."""
-    # what is left in a module by an earlier text must not matter either
-    asked = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True,
-             "output_logits": True, "eos_token_id": None}  # fmt: skip
-    try:
-        with model.apart():
-            out: Any = _written(model, (tokens, mask), way, asked)
-            for row, start in enumerate((tokens.shape[1] - mask.sum(1)).tolist()):
-                plain = model.logits(out.sequences[row : row + 1, start:])[0, -4:-1]
-                if not model.close(torch.stack([step[row] for step in out.logits]).to(plain), plain):
-                    return False
-    except _FAILURES:
-        return False
-    return True
 
 
 def _groups(mask: Tensor, way: str) -> list[Tensor]:
@@ -250,79 +145,3 @@ def _turned(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         kept = tokens[row][mask[row].bool()]
         turned[row, width - len(kept) :], new[row, width - len(kept) :] = kept, 1
     return turned, new
-
-
-def _written(model: Model, prompts: tuple[Tensor, Tensor], way: str, kwargs: dict[str, Any]) -> Any:
-    tokens, mask = prompts
-    if way == "own":
-        return _own(model, tokens, **kwargs)
-    if model.lingers:
-        with model.apart():
-            model.logits(tokens[:1, :1])
-    asked: dict[str, Any] = {"attention_mask": mask, **kwargs}
-    if way == "uncached":
-        asked["use_cache"] = False
-    if "generation_config" not in kwargs:
-        asked.setdefault("pad_token_id", _pad(model, kwargs))
-    return model.module.generate(tokens, **asked)  # type: ignore[operator]
-
-
-def _own(
-    model: Model,
-    tokens: Tensor,
-    *,
-    max_new_tokens: int = 20,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    eos_token_id: int | None = None,
-    streamer: Any = None,
-    **unknown: Any,
-) -> Tensor:
-    if unknown:
-        raise TypeError(
-            f"{type(model.module).__name__} has no `generate` of its own, and `{next(iter(unknown))}` is not "
-            "known without: max_new_tokens, do_sample, temperature, top_k and eos_token_id are."
-        )
-    if temperature <= 0:
-        raise ValueError(f"The temperature is above 0, not {temperature}.")
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    if streamer is not None:
-        streamer.put(tokens.cpu())
-    with model.following(tokens.shape[1]):
-        for _ in range(max_new_tokens):
-            logits = model.logits(tokens, last=1)[:, -1]
-            if do_sample:
-                scores = logits.float() / temperature
-                if top_k:
-                    scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
-                new = torch.multinomial(scores.softmax(-1), 1)[:, 0]
-            else:
-                new = logits.argmax(-1)
-            if eos_token_id is not None:
-                new = torch.where(ended, eos_token_id, new)
-                ended |= new == eos_token_id
-            tokens = torch.cat([tokens, new[:, None]], dim=1)
-            if streamer is not None:
-                streamer.put(new.cpu())
-            if eos_token_id is not None and ended.all():
-                break
-    if streamer is not None:
-        streamer.end()
-    return tokens
-
-
-def _pad(model: Model, kwargs: dict[str, Any]) -> int:
-    config, tokenizer = text_config(model.module), model.tokenizer
-    for found in (
-        kwargs.get("pad_token_id"),
-        getattr(tokenizer, "pad_token_id", None),
-        getattr(config, "pad_token_id", None),
-        kwargs.get("eos_token_id"),
-        getattr(config, "eos_token_id", None),
-    ):
-        if isinstance(found, list | tuple) and found:
-            found = found[0]
-        if isinstance(found, int) and found >= 0:
-            return found
-    return 0

@@ -290,8 +290,8 @@ class Model:
         return complete(self, texts, **kwargs)
 
     def stream(self, text: str, **kwargs: Any) -> Iterator[str]:
-        """What the model writes after a text, piece by piece as it is written; see `generation.stream`."""
-        from .generation import stream
+        """What the model writes after a text, piece by piece as it is written; see `streaming.stream`."""
+        from .streaming import stream
 
         return stream(self, text, **kwargs)
 
@@ -314,6 +314,12 @@ class Model:
         return self.follower.following(prompt)
 
     # What a model can do, tried out once on a few tokens
+
+    def close(self, x: Tensor, y: Tensor) -> bool:
+        """Whether two results are the same but for rounding."""
+        # Parts of float64 models compute in float32 (routers, scans), and other batch sizes round otherwise.
+        tolerance = max(torch.finfo(x.dtype).eps ** 0.5, 1e-4)
+        return bool((x - y).abs().max() <= tolerance * y.abs().max())
 
     @cached_property
     def resumes(self) -> bool:
@@ -344,37 +350,17 @@ class Model:
 
     @cached_property
     def writes(self) -> str:
-        """In what way the model's text follows its own logits; see `generation.way_of_writing`."""
-        from .generation import way_of_writing
+        """In what way the model's text follows its own logits; see `ways.way_of_writing`."""
+        from .ways import way_of_writing
 
         return way_of_writing(self)
 
     @cached_property
     def lingers(self) -> bool:
         """Whether the module keeps something of its last cached pass, which the next one would go on from."""
-        if "use_cache" not in arguments(self.module):
-            return False
+        from .ways import lingers
 
-        def held() -> dict[tuple[int, str], Tensor]:
-            named = (
-                (i, vars(m) | dict(m.named_buffers(recurse=False)))
-                for i, m in enumerate(self.module.modules())
-            )
-            return {
-                (i, k): v.clone() for i, values in named for k, v in values.items() if isinstance(v, Tensor)
-            }
-
-        with self.apart(), torch.no_grad():
-            before = held()
-            try:
-                self.module(sample(self.module), use_cache=True)
-            except _FAILURES:
-                return False
-            after = held()
-            self.logits(sample(self.module))
-        return before.keys() != after.keys() or any(
-            x.shape != after[key].shape or not torch.equal(x, after[key]) for key, x in before.items()
-        )
+        return lingers(self)
 
     @cached_property
     def _unembeds(self) -> bool:
@@ -435,12 +421,6 @@ class Model:
         """Whether what a block returns is written to in place by what comes after."""
         call = self._seen.once(block)
         return call is not None and "out" in call.changed
-
-    def close(self, x: Tensor, y: Tensor) -> bool:
-        """Whether two results are the same but for rounding."""
-        # Parts of float64 models compute in float32 (routers, scans), and other batch sizes round otherwise.
-        tolerance = max(torch.finfo(x.dtype).eps ** 0.5, 1e-4)
-        return bool((x - y).abs().max() <= tolerance * y.abs().max())
 
 
 def _logits(out: Any) -> Tensor:
