@@ -29,6 +29,7 @@ from interventions.steering import (
     separation,
     separations,
 )
+from interventions.steering.controls import cross_validated
 
 SITES = ["resid.0", "mlp.1", "resid.2"]
 
@@ -259,6 +260,44 @@ def test_pairs_that_agree_are_surer_than_pairs_that_do_not(plants):
     a, b = (contrast(model, p, ["embed"], bootstrap=50, folds=4).how for p in (sure, unsure))
     assert a["bootstrap"]["embed"]["low"] > 0.95 > b["bootstrap"]["embed"]["low"]
     assert a["split_half"]["embed"] > b["split_half"]["embed"]
+
+
+def test_pairs_of_a_group_are_drawn_held_out_and_exchanged_together():
+    model, pairs = tiny("gpt2"), drawn(12)
+    labels = [i // 3 for i in range(12)]
+    acts = pair_activations(model, pairs, ["resid.1"])
+    flip = (acts.shuffled(1, labels).positive["resid.1"] != acts.positive["resid.1"]).any(1).reshape(4, 3)
+    assert flip.all(1).eq(flip.any(1)).all() and 0 < flip.sum() < 12
+
+    seen = []
+
+    def mine(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+        rows = acts.positive["resid.1"]
+        seen.append(sorted((positive[:, None] == rows).all(-1).long().argmax(1).tolist()))
+        return (positive - negative).mean(0)
+
+    contrast(model, acts, ["resid.1"], method=mine, bootstrap=4, folds=2, groups=labels)
+    assert len(seen) == 1 + (1 + 4) + 2 + 20
+    for index in seen:
+        counts = torch.bincount(torch.tensor(index), minlength=12).reshape(4, 3)
+        assert (counts == counts[:, :1]).all()
+    assert sorted(seen[6] + seen[7]) == list(range(12))
+    with pytest.raises(ValueError, match="There are 2 groups for 12 pairs"):
+        contrast(model, acts, ["resid.1"], folds=2, groups=[1, 2])
+    with pytest.raises(ValueError, match="at least 5 groups of pairs; there are 4"):
+        contrast(model, acts, ["resid.1"], folds=5, groups=labels)
+
+
+def test_what_the_pairs_of_a_group_share_is_no_separation():
+    """Names without a contrast: known again in other pairs, they pass for one."""
+    g = torch.Generator().manual_seed(0)
+    names = torch.randn(2, 8, 1, 20, generator=g, dtype=torch.float64).expand(2, 8, 6, 20)
+    texts = torch.randn(2, 8, 6, 20, generator=g, dtype=torch.float64) * 0.1
+    positive, negative = (names + texts).reshape(2, 48, 20)
+    groups = [list(range(6 * i, 6 * i + 6)) for i in range(8)]
+    apart, _ = cross_validated(lda, positive, negative, folds=4)
+    together, _ = cross_validated(lda, positive, negative, folds=4, groups=groups)
+    assert apart.auroc > 0.95 and together.auroc < 0.75
 
 
 def test_separation_is_counted_over_all_pairs():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from .controls import bootstrapped, cross_validated
 from .direction import Direction
 from .features import FeatureDifference, splice_at
 from .methods import Method, MomentMethod, PairMoments, mean_difference
-from .pair_activations import PairActivations, encoded, flips, pair_activations, read, sites_of
+from .pair_activations import PairActivations, encoded, flips, grouped, pair_activations, read, sites_of
 from .token_choice import Choice, PairChoice, label, last
 
 
@@ -34,6 +34,7 @@ def contrast(
     shuffled: int | None = None,
     bootstrap: int = 0,
     folds: int = 0,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Direction:
     """The direction at each site along which the positive texts of some pairs differ from the negative ones.
@@ -48,12 +49,14 @@ def contrast(
         tokens: which are read, and averaged where they are several: see `token_choice`.
         dictionaries: for `FeatureDifference`, one at every site.
         batch_size: texts in a pass.
-        shuffled: a seed; the texts of about every other pair are exchanged, as a control.
+        shuffled: a seed; the texts of about every other pair (or group) are exchanged, as a control.
         bootstrap: how many times pairs are drawn anew: `how["bootstrap"]` has for each site the mean cosine
             of what is found then with the direction, and the bounds of its middle 95 %.
         folds: in how many parts pairs are held out in turn: `how["separation"]` has for each site how
             well the direction from the others separates them, and `how["split_half"]` the mean cosine
             between the directions of two halves.
+        groups: a label for each pair; those of one label, such as a name that several pairs share, are drawn,
+            halved and held out together. Without it, what they share passes for what the contrast is.
 
     Raises:
         LookupError: a site that the model does not have, or that has no dictionary.
@@ -67,16 +70,20 @@ def contrast(
     (['resid.0', 'resid.1'], 'MeanDifference()', 'last', 2)
     """
     if isinstance(pairs, PairActivations):
-        return _of_activations(model, pairs, sites, method, dictionaries, shuffled, bootstrap, folds, seed)
+        return _of_activations(
+            model, pairs, sites, method, dictionaries, shuffled, bootstrap, folds, groups, seed, progress
+        )
     found = sites_of(model, sites)
     methods, reads = _bound(model, found, method, dictionaries)
     if bootstrap or folds or not all(isinstance(each, MomentMethod) for each in methods.values()):
         acts = pair_activations(
             model, pairs, [*reads, *reads.values()], tokens=tokens, batch_size=batch_size, progress=progress
         )
-        return _of_activations(model, acts, sites, method, dictionaries, shuffled, bootstrap, folds, seed)
+        return _of_activations(
+            model, acts, sites, method, dictionaries, shuffled, bootstrap, folds, groups, seed, progress
+        )
     texts = encoded(model, pairs)
-    flip = None if shuffled is None else flips(len(texts), shuffled)
+    flip = None if shuffled is None else flips(len(texts), shuffled, groups)
     kept: dict[Site, PairMoments] = {}
     every = sorted(set(reads.values()))
     for index, (positive, negative) in read(
@@ -102,9 +109,13 @@ def _of_activations(
     shuffled: int | None,
     bootstrap: int,
     folds: int,
+    groups: Sequence[Hashable] | None,
     seed: int,
+    progress: bool | None,
 ) -> Direction:
     """The direction of activations that are held, with its confidence."""
+    from tqdm import tqdm
+
     if acts.fingerprint != model.fingerprint:
         raise ValueError("These activations were read in another model; read them in this one.")
     found = sites_of(model, sites)
@@ -113,17 +124,23 @@ def _of_activations(
         at.name for at in (*reads.values(), *(reads if folds else ())) if at.name not in acts.positive
     ]:
         raise LookupError(f"{absent[0]} was not read; these activations are at {', '.join(acts.positive)}.")
-    acts = acts if shuffled is None else acts.shuffled(shuffled)
+    acts = acts if shuffled is None else acts.shuffled(shuffled, groups)
     how = _how(method, acts.tokens, len(acts), shuffled)
+    together = grouped(len(acts), groups)
     vectors, confidence, separations, halves = {}, {}, {}, {}
-    for site in found:
+    off = not (bootstrap or folds) or (None if progress is None else not progress)
+    for site in tqdm(found, desc="sites", unit="site", disable=off):
         rows = acts.positive[reads[site].name], acts.negative[reads[site].name]
         vectors[site.name] = methods[site](*rows)
         if bootstrap:
-            confidence[site.name] = asdict(bootstrapped(methods[site], *rows, n=bootstrap, seed=seed))
+            confidence[site.name] = asdict(
+                bootstrapped(methods[site], *rows, n=bootstrap, seed=seed, groups=together)
+            )
         if folds:
             at = acts.positive[site.name], acts.negative[site.name]
-            separation, half = cross_validated(methods[site], *rows, folds=folds, seed=seed, at=at)
+            separation, half = cross_validated(
+                methods[site], *rows, folds=folds, seed=seed, groups=together, at=at
+            )
             separations[site.name], halves[site.name] = asdict(separation), half
     if bootstrap:
         how["bootstrap"] = confidence

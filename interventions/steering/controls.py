@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..model import Model
 from .direction import Direction
 from .methods import Method, Rows
-from .pair_activations import encoded, read
+from .pair_activations import encoded, grouped, read
 from .token_choice import Choice, PairChoice, last
 
 _HALVES = 10  # how often pairs are halved
@@ -105,18 +105,25 @@ def separations(
     return {name: separation(*both) for name, both in scores.items()}
 
 
-def bootstrapped(method: Method, positive: Rows, negative: Rows, *, n: int, seed: int = 0) -> Stability:
-    """The stability of what a method finds, by `n` draws of as many pairs with replacement.
+Groups = Sequence[Sequence[int]]  # the pairs of each group; a group is drawn, halved or held out as one
 
-    Raises ValueError for fewer than two pairs.
+
+def bootstrapped(
+    method: Method, positive: Rows, negative: Rows, *, n: int, seed: int = 0, groups: Groups | None = None
+) -> Stability:
+    """The stability of what a method finds, by `n` draws of as many groups of pairs with replacement.
+
+    Raises ValueError for fewer than two groups.
     """
-    _several(positive, 2)
+    groups = groups or grouped(len(positive), None)
+    _several(groups, 2)
     whole, generator = method(positive, negative), torch.Generator().manual_seed(seed)
     found = []
     for _ in range(n):
-        index = torch.randint(len(positive), (len(positive),), generator=generator)
-        if int(index.min()) == int(index.max()):  # one pair has no spread, and some methods need it
-            index[0] = (index[0] + 1) % len(positive)
+        draw = torch.randint(len(groups), (len(groups),), generator=generator)
+        if int(draw.min()) == int(draw.max()):  # one pair has no spread, and some methods need it
+            draw[0] = (draw[0] + 1) % len(groups)
+        index = _pairs(groups, draw)
         found.append(_cosine(method(positive[index], negative[index]), whole))
     cosines = torch.tensor(found, dtype=torch.float64)
     low, high = cosines.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -130,31 +137,37 @@ def cross_validated(
     *,
     folds: int,
     seed: int = 0,
+    groups: Groups | None = None,
     at: tuple[Rows, Rows] | None = None,
 ) -> tuple[Separation, float]:
     """How far what is found in the other folds separates each fold, and the mean cosine between halves.
 
     `at` are the activations that are separated, where they are others than those that the method reads.
 
-    Raises ValueError for fewer pairs than folds, or fewer than four.
+    Raises ValueError for fewer groups of pairs than folds, or fewer than four.
     """
     if folds < 2:
         raise ValueError(f"folds={folds}: pairs are held out in at least two parts.")
-    _several(positive, max(4, folds))
+    groups = groups or grouped(len(positive), None)
+    _several(groups, max(4, folds))
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(positive), generator=generator)
+    order = torch.randperm(len(groups), generator=generator)
     parts: list[Any] = []
     for fold in range(folds):
         out = torch.zeros(len(positive), dtype=torch.bool)
-        out[order[fold::folds]] = True
+        out[_pairs(groups, order[fold::folds])] = True
         vector = method(positive[~out], negative[~out])
         parts.append(tuple(rows[out].double() @ vector for rows in at or (positive, negative)))
     halves = []
     for _ in range(_HALVES):
-        order = torch.randperm(len(positive), generator=generator)
-        one, other = order[: len(order) // 2], order[len(order) // 2 :]
+        order = torch.randperm(len(groups), generator=generator)
+        one, other = (_pairs(groups, half) for half in order.tensor_split(2))
         halves.append(_cosine(method(positive[one], negative[one]), method(positive[other], negative[other])))
     return _joined(parts), sum(halves) / len(halves)
+
+
+def _pairs(groups: Groups, drawn: Tensor) -> Tensor:
+    return torch.tensor([i for group in drawn.tolist() for i in groups[group]])
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -162,6 +175,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return (a.double() @ b.double()).item() / size if size else 0.0
 
 
-def _several(rows: Rows, least: int) -> None:
-    if len(rows) < least:
-        raise ValueError(f"This takes at least {least} pairs; there are {len(rows)}.")
+def _several(groups: Groups, least: int) -> None:
+    if len(groups) < least:
+        what = "pairs" if all(len(group) == 1 for group in groups) else "groups of pairs"
+        raise ValueError(f"This takes at least {least} {what}; there are {len(groups)}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,9 @@ class PairActivations:
             self.tokens,
         )
 
-    def shuffled(self, seed: int) -> PairActivations:
-        """With the two texts of about every other pair exchanged, at random: labels that mean nothing."""
-        flip = flips(len(self), seed)[:, None]
+    def shuffled(self, seed: int, groups: Sequence[Hashable] | None = None) -> PairActivations:
+        """With the texts of about every other pair, or group, exchanged: labels that mean nothing."""
+        flip = flips(len(self), seed, groups)[:, None]
         sides = [(self.positive[site], self.negative[site]) for site in self.positive]
         return PairActivations(
             {site: n.where(flip, p) for site, (p, n) in zip(self.positive, sides, strict=True)},
@@ -68,13 +68,37 @@ class PairActivations:
         )
 
 
-def flips(n: int, seed: int) -> Tensor:
-    """Which of `n` pairs are exchanged: each with probability one half, but of several not all, nor none."""
-    generator = torch.Generator().manual_seed(seed)
+def flips(n: int, seed: int, groups: Sequence[Hashable] | None = None) -> Tensor:
+    """Which of `n` pairs are exchanged: each group with probability one half, but of several not all, nor
+    none."""
+    together, generator = grouped(n, groups), torch.Generator().manual_seed(seed)
+    found = torch.zeros(n, dtype=torch.bool)
     while True:
-        found = torch.rand(n, generator=generator) < 0.5
-        if n < 2 or 0 < found.sum() < n:
-            return found
+        drawn = torch.rand(len(together), generator=generator) < 0.5
+        if len(together) < 2 or 0 < drawn.sum() < len(together):
+            break
+    for group, flip in zip(together, drawn.tolist(), strict=True):
+        found[group] = flip
+    return found
+
+
+def grouped(n: int, labels: Sequence[Hashable] | None) -> list[list[int]]:
+    """The pairs of each label, in the order in which these appear; without labels, each pair alone.
+
+    >>> grouped(3, ["Lily", "Mia", "Lily"])
+    [[0, 2], [1]]
+
+    Raises:
+        ValueError: another number of labels than of pairs.
+    """
+    if labels is None:
+        return [[i] for i in range(n)]
+    if len(labels) != n:
+        raise ValueError(f"There are {len(labels)} groups for {n} pairs: give one to each pair.")
+    found: dict[Hashable, list[int]] = {}
+    for i, each in enumerate(labels):
+        found.setdefault(each, []).append(i)
+    return list(found.values())
 
 
 def pair_activations(
