@@ -1,6 +1,10 @@
-"""Tiny random models that carry a state: those of `families`, further ones, and some of torch's own modules."""
+"""Tiny random models that carry a state: those of `families`, further ones, and some of torch's modules."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import families
 import torch
@@ -29,8 +33,8 @@ class Recurrent(nn.Module):
 
 
 _further = {
-    "bamba": _build("BambaForCausalLM", "BambaConfig", attn_layer_indices=[1], mamba_d_head=16, mamba_expand=2,
-                    **_mamba2_mixer, **_size),
+    "bamba": _build("BambaForCausalLM", "BambaConfig", attn_layer_indices=[1], mamba_d_head=16,
+                    mamba_expand=2, **_mamba2_mixer, **_size),
     "granitemoehybrid": _build("GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig", num_local_experts=2,
                                layer_types=["mamba", "attention", "mamba"], num_experts_per_tok=1,
                                shared_intermediate_size=48, mamba_d_head=16, mamba_expand=2, **_mamba2_mixer,
@@ -55,7 +59,8 @@ _further = {
 families.FAMILIES.update({name: build for name, build in _further.items() if name not in families.FAMILIES})
 
 SHARED = (
-    "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba2", "falcon_h1", "qwen3_next",
+    "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba2", "falcon_h1",
+    "qwen3_next",
 )  # fmt: skip
 RECURRENT = (*SHARED, *_further)
 _models: dict[str, Model] = {}
@@ -70,3 +75,30 @@ def tiny(name: str) -> Model:
 
 def tokens(batch: int, pos: int, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCAB, (batch, pos), generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def float64_throughout() -> Iterator[None]:
+    """While open, what is float64 is not rounded to float32 by the code of models, as parts of them would."""
+    own = {name: getattr(Tensor, name) for name in ("float", "to", "type")}
+    softmax = nn.functional.softmax
+
+    def kept(name: str) -> Callable[..., Tensor]:
+        def convert(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            asked = name == "float" or torch.float32 in (*args, kwargs.get("dtype"))
+            return x if asked and x.dtype == torch.float64 else own[name](x, *args, **kwargs)
+
+        return convert
+
+    def soft(x: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
+
+    try:
+        for name in own:
+            setattr(Tensor, name, kept(name))
+        nn.functional.softmax = soft
+        yield
+    finally:
+        for name, method in own.items():
+            setattr(Tensor, name, method)
+        nn.functional.softmax = softmax

@@ -84,7 +84,17 @@ def _found(model: Model) -> Carrier:
             f"{KINDS}."
         )
     chunked = replace(one_by_one, chunks=True)
-    return chunked if all(right(chunked, cut) for cut in (1, 3, 4)) else one_by_one
+
+    def heard(cut: int) -> bool:
+        """Whether a chunk goes on from a state as single tokens do, where the state is loud."""
+        carry = one_by_one.advance(tokens[:, :cut])[1]
+        scales = {couple.scale for couple in carrying.couples}
+        values = {n: x if n in scales else 10 * x for n, x in carrying.state(carry).items()}
+        loud = carrying.with_state(carry, values)
+        each = [trial.advance(tokens[:, cut:], loud)[0] for trial in (chunked, one_by_one)]
+        return _near(*each)
+
+    return chunked if all(right(chunked, cut) and heard(cut) for cut in (1, 3, 4)) else one_by_one
 
 
 def _placed(module: nn.Module, tokens: Tensor) -> Carrier:

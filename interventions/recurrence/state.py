@@ -50,6 +50,9 @@ class State(Mapping[str, Tensor]):
             raise LookupError(f"No {name!r} in this state; it has {_ranges(self.tensors)}.")
         return self.tensors[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
