@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..model import Model
-from .likelihood import Ids, grown, log_probabilities, prompt_ids
+from .likelihood import Ids, grown, log_probabilities, prompt_ids, unknown
 
 Prompting = Callable[[Any], Any]  # the prompt that takes the place of one
 
@@ -65,9 +65,8 @@ def letter_tokens(model: Model, prompt: str | Sequence[int], answer: str | int) 
     letter = answer.strip().strip("()[]").strip()
     if not letter:
         raise ValueError(f"{answer!r} is no answer: give a letter or a short word.")
-    found = {
-        ids[0] for text in (letter, f" {letter}") if (ids := grown(model, prompt, text)) and len(ids) == 1
-    }
+    ways = [grown(model, prompt, text) for text in (letter, f" {letter}")]
+    found = {ids[0] for ids in ways if ids and len(ids) == 1 and not unknown(model, ids)}
     if not found:
         raise ValueError(
             f"{letter!r} is not one token after {str(prompt)[-40:]!r}, with or without a space; "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model import Model
 from .choices import Prompting
-from .likelihood import Ids, batches, log_softmax, padded, prompt_ids
+from .likelihood import Ids, batches, log_softmax, logits_of, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Divergence:
         values = torch.zeros(len(plain), dtype=torch.float64)
         sizes = [(len(one), len(other)) for one, other in zip(plain, asked, strict=True)]
         for batch in batches(sizes, model, self.batch_size):
-            now = _logits(model, [asked[i] for i in batch])
+            now = logits_of(model, [asked[i] for i in batch])
             with model.apart():
-                before = _logits(model, [plain[i] for i in batch])
+                before = logits_of(model, [plain[i] for i in batch])
             for row, i in enumerate(batch):
                 n = common[i]
                 p, q = (
@@ -61,10 +61,6 @@ class Divergence:
     def prompted(self, change: Prompting) -> Divergence:
         """The same measure where the model is asked other prompts: with an instruction before each, say."""
         return replace(self, asked=[change(prompt) for prompt in self.prompts])
-
-
-def _logits(model: Model, rows: Sequence[Ids]) -> Float[Tensor, "batch pos vocab"]:
-    return model.logits(*padded(rows))
 
 
 def _common_end(one: Ids, other: Ids) -> int:

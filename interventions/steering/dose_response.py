@@ -204,7 +204,7 @@ def dose_response(
 
 def made(steer: Steer, multiplier: float) -> Intervention:
     """The intervention of one strength, checked."""
-    if not callable(steer):
+    if not callable(steer) or isinstance(steer, Intervention):
         raise TypeError(
             "Give a callable from multipliers to interventions, such as lambda m: Add(direction, scale=m), "
             f"not {type(steer).__name__}."

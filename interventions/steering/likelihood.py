@@ -53,10 +53,10 @@ def continuation_ids(model: Model, prompt: str | Sequence[int], text: str | int)
     if isinstance(text, int):
         return (text,)
     found = grown(model, prompt, text)
-    if not found:
+    if not found or unknown(model, found):
         raise ValueError(
-            f"{text!r} does not continue {_tail(prompt)} by whole tokens: put the space at the start of the "
-            "answer, not at the end of the prompt, or give token ids."
+            f"{text!r} does not continue {_tail(prompt)} by whole known tokens: put the space at the start "
+            "of the answer, not at the end of the prompt, or give token ids."
         )
     return found
 
@@ -79,11 +79,9 @@ def log_probabilities(
     inputs = list(wanted)
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in batches([len(ids) for ids, _ in inputs], model, batch_size):
-        tokens, mask = padded([inputs[i][0] for i in batch])
-        width = tokens.shape[1]
         first = min(inputs[i][1] for i in batch) - 1
-        with model.following([inputs[i][1] for i in batch]):
-            logits = model.logits(tokens, mask, last=width - first)
+        ids, prompts = zip(*(inputs[i] for i in batch), strict=True)
+        logits = logits_of(model, ids, first, prompts)
         for row, i in enumerate(batch):
             ids, n = inputs[i]
             odds = log_softmax(logits[row, n - 1 - first : len(ids) - first])
@@ -112,16 +110,35 @@ def batches(lengths: Sequence[Any], model: Model, batch_size: int) -> Iterator[l
         yield batch
 
 
-def padded(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """Rows of tokens, padded on the right, and a mask that is 1 at tokens (batch pos)."""
+def logits_of(
+    model: Model, rows: Sequence[Ids], first: int = 0, prompts: Sequence[int] | None = None
+) -> Float[Tensor, "batch pos vocab"]:
+    """The logits after each token of some rows, from position `first` on; what is beyond a row is padding.
+
+    `prompts` says how many tokens of each row are prompt; without, all are.
+    """
     width = max(map(len, rows))
     tokens = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return tokens, mask
+    with model.following(prompts):
+        logits = model.logits(tokens, mask, last=width - first)
+    if mask.all() or not logits[..., 0].isnan()[mask[:, first:].bool().to(logits.device)].any():
+        return logits
+    # Padding longer than a sliding window leaves positions that see nothing, and spoils the others.
+    for i, row in enumerate(rows):
+        with model.following(None if prompts is None else [prompts[i]]):
+            alone = model.logits(tokens[i : i + 1, : len(row)], last=len(row) - first)
+        logits[i, : len(row) - first] = alone[0]
+    return logits
 
 
 def log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def unknown(model: Model, ids: Ids) -> bool:
+    """Whether the token for what the tokenizer does not know is among them."""
+    return getattr(model.tokenizer, "unk_token_id", None) in ids
 
 
 def _tokenizer(model: Model, text: str) -> Any:

@@ -157,8 +157,8 @@ def layer_sweep(
     """What measures give under `steer(site, m)` at every site and multiplier m, one at a time.
 
     `steer` makes the intervention, such as `lambda site, m: Add(direction.only(site), scale=m)`. The
-    unsteered model is measured once. `random` directions of the same norm are measured at every site and multiplier.
-    Measures, `folder` and `progress` are those of `dose_response`.
+    unsteered model is measured once. `random` directions of the same norm are measured at every site and
+    multiplier. Measures, `folder` and `progress` are those of `dose_response`.
 
     Raises:
         TypeError: what is no measure, or no intervention; `random` where no vector is added.
