@@ -49,7 +49,7 @@ def contrast(
         tokens: which are read, and averaged where they are several: see `token_choice`.
         dictionaries: for `FeatureDifference`, one at every site.
         batch_size: texts in a pass.
-        shuffled: a seed; the texts of about every other pair (or group) are exchanged, as a control.
+        shuffled: a seed; the two texts of half of the pairs (or groups) are exchanged, as a control.
         bootstrap: how many times pairs are drawn anew: `how["bootstrap"]` has for each site the mean cosine
             of what is found then with the direction, and the bounds of its middle 95 %.
         folds: in how many parts pairs are held out in turn: `how["separation"]` has for each site how

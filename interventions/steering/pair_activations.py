@@ -57,7 +57,7 @@ class PairActivations:
         )
 
     def shuffled(self, seed: int, groups: Sequence[Hashable] | None = None) -> PairActivations:
-        """With the texts of about every other pair, or group, exchanged: labels that mean nothing."""
+        """With the texts of half of the pairs, or groups, exchanged at random: labels that mean nothing."""
         flip = flips(len(self), seed, groups)[:, None]
         sides = [(self.positive[site], self.negative[site]) for site in self.positive]
         return PairActivations(
@@ -69,16 +69,16 @@ class PairActivations:
 
 
 def flips(n: int, seed: int, groups: Sequence[Hashable] | None = None) -> Tensor:
-    """Which of `n` pairs are exchanged: each group with probability one half, but of several not all, nor
-    none."""
+    """Which of `n` pairs are exchanged: those of one half of the groups, at random, so that little of what
+    tells the sides apart is left. Raises ValueError for fewer than two groups.
+    """
     together, generator = grouped(n, groups), torch.Generator().manual_seed(seed)
+    if len(together) < 2:
+        raise ValueError("Labels are shuffled among at least two pairs, or groups of pairs; there is one.")
+    half = (len(together) + int(torch.randint(2, (1,), generator=generator))) // 2
     found = torch.zeros(n, dtype=torch.bool)
-    while True:
-        drawn = torch.rand(len(together), generator=generator) < 0.5
-        if len(together) < 2 or 0 < drawn.sum() < len(together):
-            break
-    for group, flip in zip(together, drawn.tolist(), strict=True):
-        found[group] = flip
+    for group in torch.randperm(len(together), generator=generator)[:half].tolist():
+        found[together[group]] = True
     return found
 
 
