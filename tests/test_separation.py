@@ -164,13 +164,13 @@ def test_dense_features_are_not_listed_or_drawn() -> None:
 
 def test_random_features_are_alive_separate_enough_and_others() -> None:
     found = separation(*ours(), *subjects("simple"), tokens=Position(2), progress=False)
-    top = [f.feature for f in found.top("resid.1", 2)]
-    drawn = found.random("resid.1", 4, without=top)
-    assert found.alive("resid.1")[list(drawn)].all() and (found.score("resid.1")[list(drawn)] >= 0).all()
+    top = [f.feature for f in found.top("embed", 2)]
+    drawn = found.random("embed", 4, without=top)
+    assert found.alive("embed")[list(drawn)].all() and (found.score("embed")[list(drawn)] >= 0).all()
     assert not set(drawn) & set(top) and len(set(drawn)) == 4
-    assert drawn == found.random("resid.1", 4, without=top)
+    assert drawn == found.random("embed", 4, without=top)
     with pytest.raises(ValueError, match=r"that are alive and score 0\.9, not 50"):
-        found.random("resid.1", 50, min_score=0.9)
+        found.random("embed", 50, min_score=0.9)
 
 
 def test_the_features_of_number_are_found() -> None:
