@@ -23,6 +23,7 @@ from .options import (
     edge_rule,
     rule,
 )
+from .steering_options import add_steering
 
 _ABOUT = "Find the features inside a language model that cause a behaviour, and test whether they do."
 _EXAMPLES = """examples:
@@ -33,6 +34,7 @@ _EXAMPLES = """examples:
   circuits draw results/agreement_across_rc --nodes 30 --format pdf
   circuits tasks pronouns --model openai-community/gpt2
   circuits dictionaries inspect embedded
+  circuits steer extract
   circuits models openai-community/gpt2
 
 `circuits COMMAND --help` says more."""
@@ -128,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     add_debug(tasks)
 
     add_dictionaries(commands)
+    add_steering(commands)
 
     models = command("models", _models, "say what a model is, and which sites it has")
     models.add_argument("model", nargs="?", default="embedded", help="as for find (default: embedded)")
