@@ -1,6 +1,6 @@
 """Writes the control vector of this folder with repeng, whose format it is.
 
-    pip install repeng==0.4.0 && python tests/golden/steering/make.py
+    pip install repeng==0.4.0 && python tests/golden/steering/make_control_vector.py
 
 The safetensors file beside it has what repeng reads back from it, by layer.
 """
