@@ -31,6 +31,9 @@ class Site:
 
     __repr__ = __str__
 
+    def __hash__(self) -> int:  # a string keeps its hash; that of all fields is worked out for every token
+        return hash(self.name)
+
 
 @dataclass(frozen=True)
 class Layout:

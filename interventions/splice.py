@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -165,7 +166,11 @@ def applied(
         ValueError: directions of another model; a condition on a site that comes later.
     """
     plan = _Plan.of(model, interventions)
-    every = _with_neurons(model, dictionaries or {}, interventions)
+    if not dictionaries:
+        with plan.followed(prompt), model.visiting(sorted({*plan.steps, *plan.watched}), plan.visit):
+            yield model
+        return
+    every = _with_neurons(model, dictionaries, interventions)
     touched = set(plan.steps)
     touched |= {site for at in touched for site in written_later(model, at, every[at])}
     bound = splices(model, {site: d for site, d in every.items() if site in touched})
@@ -217,8 +222,13 @@ class _Plan:
                 stack.enter_context(stepping(self.model, self.changes))
             yield
 
+    def visit(self, site: Site, x: Tensor) -> Tensor:
+        if site in self.watched:
+            self.watched[site][site.name] = x
+        return self.tensor(site, x) if site in self.steps else x
+
     def tensor(self, site: Site, x: Tensor) -> Tensor:
-        here = self._here(site, None)
+        here = self._here(site, None) if self.follows else self.heres[site]
         for step in self.steps[site]:
             x = step.tensor(site.name, x, here)
         return x
@@ -235,6 +245,11 @@ class _Plan:
         for step in self.steps[splice.site]:
             acts = step(splice.site.name, acts, here)
         return acts
+
+    @cached_property
+    def heres(self) -> dict[Site, Here]:
+        """Those that are the same in every pass."""
+        return {site: self._here(site, None) for site in self.steps}
 
     def _here(self, site: Site, decode: Callable[[Acts], Tensor] | None) -> Here:
         passage = self.model.passage if self.follows else None

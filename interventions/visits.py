@@ -41,7 +41,7 @@ def visited(
         rows = x.view(*shape, -1) if x.ndim == 2 else x
         y = visit(site, rows.clone()).clone() if apart else visit(site, rows)
         # What was visited must be what flows, for its gradient; a dictionary may be of another dtype.
-        return y if y is x else y.reshape(x.shape).to(x.dtype)
+        return y if y.shape == x.shape and y.dtype is x.dtype else y.reshape(x.shape).to(x.dtype)
 
     def entering(site: Site, ndim: int, apart: bool) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -59,21 +59,27 @@ def visited(
             if x is None or muted():
                 return None
             y = result(site, x, apart)
-            return None if y is x else with_hidden(out, y, ndim)
+            if y is x:
+                return None
+            return y if x is out else with_hidden(out, y, ndim)
 
         return hook
 
-    handles = [first.register_forward_pre_hook(learn, with_kwargs=True)]
+    handles = []
     try:
+        flat = False  # whether some module is handed batch and pos as one axis
         for site in dict.fromkeys(sites):
             at = module.get_submodule(site.path)
             call = seen.once(at)
             ndim = call.ndim(site.side) if call else 3
+            flat = flat or ndim == 2
             apart = call is not None and site.side in call.changed
             if site.side == "in":
                 handles.append(at.register_forward_pre_hook(entering(site, ndim, apart), with_kwargs=True))
             else:
                 handles.append(at.register_forward_hook(leaving(site, ndim, apart)))
+        if flat:
+            handles.append(first.register_forward_pre_hook(learn, with_kwargs=True, prepend=True))
         yield
     finally:
         for handle in handles:
