@@ -36,10 +36,10 @@ def plot_similarity(
     path, kind = target(path)
     found = vectors if isinstance(vectors, Similarity) else similarity(vectors)
     n, names = len(found.names), [visible(name) for name in found.names]
-    with figure(width, (0.9 if title else 0.8) * width, "constrained") as sheet:
+    with figure(width, (0.92 if title else 0.85) * width, "constrained") as sheet:
         axes = sheet.subplots()
         values = found.cosine.tolist()
-        shown = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
+        shown = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         at = _every(n, 0.65 * width)
         axes.set_xticks(at, [names[i] for i in at], rotation=90, fontsize=6, parse_math=False)
         axes.set_yticks(at, [names[i] for i in at], fontsize=6, parse_math=False)
@@ -97,9 +97,15 @@ def plot_separation(
             panels[0].plot(x, found, label=name or None, **style)
             if "bootstrap" in direction.how:
                 drawn = [direction.how["bootstrap"][site] for site in direction]
-                panels[1].plot(x, [each["cosine"] for each in drawn], **style)
-                low, high = ([each[end] for each in drawn] for end in ("low", "high"))
-                panels[1].fill_between(x, low, high, color=color, alpha=0.18, lw=0)
+                beside = [place + 0.5 * ((i + 0.5) / len(named) - 0.5) for place in x]
+                panels[1].vlines(
+                    beside,
+                    [each["low"] for each in drawn],
+                    [each["high"] for each in drawn],
+                    color=color,
+                    lw=0.9,
+                )
+                panels[1].plot(beside, [each["cosine"] for each in drawn], **{**style, "lw": 0})
         panels[0].axhline(0.5, color=FAINT, lw=0.7, ls=(0, (3, 2)))
         panels[0].set_ylabel("AUROC, held out")
         if stable:
@@ -107,9 +113,7 @@ def plot_separation(
             panels[1].set_ylabel("cosine, redrawn")
             panels[1].set_ylim(top=1.02)
         at = _every(len(sites), width - 0.5)
-        panels[-1].set_xticks(
-            at, [visible(sites[i]) for i in at], rotation=90, fontsize=6, parse_math=False
-        )
+        panels[-1].set_xticks(at, [visible(sites[i]) for i in at], rotation=90, fontsize=6, parse_math=False)
         return _finished(sheet, list(panels), path, kind, title)
 
 
