@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -221,6 +222,7 @@ class Follower:
             self._passages.clear()
 
     def _generate(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)  # transformers reads the signature
         def generate(*args: Any, **kwargs: Any) -> Any:
             ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
             mask, known = kwargs.get("attention_mask"), isinstance(ids, Tensor) and ids.ndim == 2
@@ -237,6 +239,7 @@ class Follower:
         return generate
 
     def _prepare(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)  # transformers reads the signature
         def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._generations:
                 now, mask = self._generations[-1], kwargs.get("attention_mask")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -225,12 +226,16 @@ def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def _with_logits(out: Any, logits: Tensor, parameter: str | None, cache: Any) -> Any:
-    """What the last part returned, with the logits of all parts and the cache that they leave."""
+    """The logits of all parts and the cache that they leave, in the form of what the last part returned.
+
+    Hidden states and attentions, of which a part has only its own, are left out.
+    """
     if isinstance(out, Tensor):
         return logits
     if not hasattr(out, "logits"):
-        return (logits, *out[1:])
-    out.logits = logits
-    if parameter is not None and hasattr(out, parameter):
-        setattr(out, parameter, cache)
-    return out
+        return (logits,)
+    kept = {"logits": logits}
+    if cache is not None and parameter is not None and hasattr(out, parameter):
+        kept[parameter] = cache
+    made: Any = type(out) if isinstance(out, Mapping) else SimpleNamespace
+    return made(**kept)  # what is None is no key of an output of transformers, as generation expects
