@@ -1,7 +1,7 @@
 """Features that steer: found by how well they separate, and measured by what they do."""
 
-from .attention import attention_patterns, attention_to
-from .attention_effect import AttentionEffect, HeadEffect, attention_effect
+from .attention import attentions
+from .attention_effect import AttentionEffect, HeadTests, attention_effect
 from .made_with import MadeWith
 from .orthogonal import orthogonalised
 from .separated import Separated, Separation
@@ -9,13 +9,12 @@ from .separation import densities, separation
 
 __all__ = [
     "AttentionEffect",
-    "HeadEffect",
+    "HeadTests",
     "MadeWith",
     "Separated",
     "Separation",
     "attention_effect",
-    "attention_patterns",
-    "attention_to",
+    "attentions",
     "densities",
     "orthogonalised",
     "separation",
