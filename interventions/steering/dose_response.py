@@ -46,6 +46,11 @@ class DoseResponse:
         return tuple(self.outcomes[STEERED, 0.0].values)
 
     @property
+    def levels(self) -> tuple[float, ...]:
+        """The multipliers without 0."""
+        return tuple(m for m in self.multipliers if m)
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """All that were run, with `random` for all random directions."""
         random = [RANDOM] if self.random else []
@@ -98,7 +103,12 @@ class DoseResponse:
 
     def table(self, measures: Sequence[str] | None = None, *, confidence: float = 0.95) -> str:
         """Means with intervals: a block for each measure, with a row for each arm."""
-        return "\n\n".join(self._block(measure, confidence) for measure in measures or self.measures)
+        return self._blocks(measures, partial(self.estimate, confidence=confidence), "{}, {} items")
+
+    def changes(self, measures: Sequence[str] | None = None, *, confidence: float = 0.95) -> str:
+        """The same of the changes against the unsteered model, whose intervals are of differences on the same
+        items."""
+        return self._blocks(measures, partial(self.effect, confidence=confidence), "change of {}, {} items")
 
     def __str__(self) -> str:
         return self.table()
@@ -137,19 +147,18 @@ class DoseResponse:
             "prompted": self.prompted,
         }  # fmt: skip
 
-    def _block(self, measure: str, confidence: float) -> str:
-        n = self.values(measure).shape[-1]
-        rows = [[f"{measure}, {n} items", *(f"{m:g}" for m in self.multipliers)]]
+    def _blocks(self, measures: Sequence[str] | None, of: Callable[..., Estimate], head: str) -> str:
+        return "\n\n".join(
+            self._block(of, measure, head.format(measure, self.values(measure).shape[-1]))
+            for measure in measures or self.measures
+        )
+
+    def _block(self, of: Callable[..., Estimate], measure: str, head: str) -> str:
+        rows = [[head, *(f"{m:g}" for m in self.multipliers)]]
         for arm in self.arms:
-            shown = [
-                _cell(self.estimate(measure, m, arm, confidence=confidence))
-                if m or arm in (STEERED, PROMPTED)
-                else ""
-                for m in self.multipliers
-            ]
-            if arm == PROMPTED:
-                shown = [text if not m else "" for text, m in zip(shown, self.multipliers, strict=True)]
-            rows.append([arm, *shown])
+            at = (0.0,) if arm == PROMPTED else self.multipliers if arm == STEERED else self.levels
+            cells = [_cell(of(measure, m, arm)) if m in at else "" for m in self.multipliers]
+            rows.append([arm, *cells])
         return aligned(rows)
 
 
