@@ -213,9 +213,18 @@ def test_singular_covariances_have_directions_too():
         torch.testing.assert_close(found[:6], method(positive[:, :6], negative[:, :6]), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("width", [3, 30])
+def test_classes_without_a_spread_differ_by_their_means(width):
+    positive, negative = torch.ones(5, width), torch.zeros(5, width)
+    for method in (LDA(), LDA(0.5), LDA(0.0)):
+        torch.testing.assert_close(method(positive, negative), torch.ones(width).double())
+
+
 def test_settings_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match=r"shrinkage=1\.5"):
         LDA(1.5)
+    with pytest.raises(ValueError, match="ridge=-1"):
+        LinearProbe(-1)
     with pytest.raises(ValueError, match="l2=0"):
         LogisticProbe(0)
     with pytest.raises(ValueError, match="at least two pairs"):
@@ -223,7 +232,7 @@ def test_settings_that_mean_nothing_are_refused():
 
 
 def test_the_shrinkage_of_a_sphere_is_whole():
-    assert shrinkage(torch.eye(5, dtype=torch.float64), 20) == 1.0
+    assert shrinkage(squares=5.0, trace=5.0, width=5, n=20) == 1.0
 
 
 # Moments

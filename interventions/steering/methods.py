@@ -163,10 +163,25 @@ class LDA(MomentMethod):
         if free < 1:
             raise ValueError("LDA takes at least two pairs.")
         within = (moments.positive.products + moments.negative.products) / free
-        share = shrinkage(within, free) if self.shrinkage is None else self.shrinkage
-        size = within.trace() / len(within)
-        shrunk = (1 - share) * within + share * size * torch.eye(len(within), dtype=within.dtype)
+        squares, trace = within.square().sum().item(), within.trace().item()
+        share, penalty = self._shares(squares, trace, len(within), free)
+        shrunk = share * within + penalty * torch.eye(len(within), dtype=within.dtype)
         return along(_solved(shrunk, moments.between), moments.between)
+
+    def __call__(self, positive: Rows, negative: Rows) -> Vector:
+        free, width = 2 * len(positive) - 2, positive.shape[1]
+        if not 0 < free < width or self.shrinkage == 0:
+            return super().__call__(positive, negative)
+        positive, negative = positive.double(), negative.double()
+        rows = torch.cat([positive - positive.mean(0), negative - negative.mean(0)]) / free**0.5
+        gram, between = rows @ rows.T, positive.mean(0) - negative.mean(0)
+        share, penalty = self._shares(gram.square().sum().item(), gram.trace().item(), width, free)
+        return along(_solved_by(rows, gram, share, penalty, between), between)
+
+    def _shares(self, squares: float, trace: float, width: int, free: int) -> tuple[float, float]:
+        """What the covariance is multiplied by, and what is added to its diagonal."""
+        of_identity = shrinkage(squares, trace, width, free) if self.shrinkage is None else self.shrinkage
+        return 1 - of_identity, of_identity * trace / width
 
 
 @dataclass(frozen=True)
@@ -179,12 +194,26 @@ class LinearProbe(MomentMethod):
     ridge: float = 0.01
     classes = True
 
+    def __post_init__(self) -> None:
+        if self.ridge < 0:
+            raise ValueError(f"ridge={self.ridge}: a penalty is not negative.")
+
     def of_moments(self, moments: PairMoments) -> Vector:
         whole = moments.everything
         covariance = whole.products / whole.count
         penalty = self.ridge * covariance.trace() / len(covariance)
         penalised = covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype)
         return along(_solved(penalised, moments.between), moments.between)
+
+    def __call__(self, positive: Rows, negative: Rows) -> Vector:
+        if 2 * len(positive) > positive.shape[1] or self.ridge == 0:
+            return super().__call__(positive, negative)
+        positive, negative = positive.double(), negative.double()
+        rows = torch.cat([positive, negative])
+        rows = (rows - rows.mean(0)) / len(rows) ** 0.5
+        gram, between = rows @ rows.T, positive.mean(0) - negative.mean(0)
+        penalty = self.ridge * gram.trace().item() / rows.shape[1]
+        return along(_solved_by(rows, gram, 1.0, penalty, between), between)
 
 
 mean_difference = MeanDifference()
@@ -204,12 +233,11 @@ def along(direction: Vector, between: Vector) -> Vector:
     return unit * (unit @ between)
 
 
-def shrinkage(covariance: Float[Tensor, "d_model d_model"], n: int) -> float:
-    """The oracle approximating shrinkage of a covariance of `n` degrees of freedom."""
-    p = len(covariance)
-    squares, trace = covariance.square().sum().item(), covariance.trace().item()
-    spread = (n + 1 - 2 / p) * (squares - trace**2 / p)
-    return 1.0 if spread <= 0 else min(1.0, ((1 - 2 / p) * squares + trace**2) / spread)
+def shrinkage(squares: float, trace: float, width: int, n: int) -> float:
+    """The oracle approximating shrinkage of a covariance of `n` degrees of freedom, given the sum of its
+    squares and its trace."""
+    spread = (n + 1 - 2 / width) * (squares - trace**2 / width)
+    return 1.0 if spread <= 0 else min(1.0, ((1 - 2 / width) * squares + trace**2) / spread)
 
 
 def _first(products: Float[Tensor, "d_model d_model"]) -> Vector:
@@ -225,9 +253,21 @@ def _first_of(rows: Rows) -> Vector:
 
 def _solved(matrix: Float[Tensor, "d_model d_model"], vector: Vector) -> Vector:
     """`vector` over a covariance; where that has no inverse, over the part of it that has one."""
+    if not matrix.any():
+        return vector
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:
         found = torch.cholesky_solve(vector[:, None], factor)[:, 0]
         if found.isfinite().all():
             return found
     return torch.linalg.pinv(matrix, hermitian=True) @ vector
+
+
+def _solved_by(rows: Rows, gram: Tensor, share: float, penalty: float, vector: Vector) -> Vector:
+    """`vector` over `share` times the products of rows and `penalty` times the identity, by the rows' own
+    products `gram`, which are fewer (Woodbury)."""
+    if penalty <= 0:  # rows of zeros
+        return vector
+    inner = share * gram + penalty * torch.eye(len(gram), dtype=gram.dtype)
+    inside = torch.linalg.solve(inner, rows @ vector)
+    return (vector - share * (rows.T @ inside)) / penalty
