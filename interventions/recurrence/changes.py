@@ -93,6 +93,14 @@ class AddState(StateIntervention):
     def inverse(self) -> Intervention:
         return replace(self, scale=-self.scale)
 
+    def randomised(self, seed: int) -> AddState:
+        """The same with random tensors of the same norms: a control."""
+        from ..steering.randomised import random_vectors
+
+        scales = {couple.scale for couple in self.delta.couples}
+        drawn = random_vectors({name: x for name, x in self.delta.items() if name not in scales}, seed)
+        return replace(self, delta=self.delta.replaced(drawn))
+
     @property
     def fingerprints(self) -> Set[str]:
         return frozenset({self.delta.fingerprint})
