@@ -1,11 +1,10 @@
-"""What steering does to where heads attend, and whether other features would have done the same."""
+"""What an intervention changes of the attention to some tokens, against what others of its kind change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,195 +14,195 @@ from ..binding import Dictionaries
 from ..intervention import Intervention
 from ..model import Model
 from ..splice import applied
-from ..steering.token_choice import Choice, chosen, last
-from .attention import attentions
-from .passes import Reading, batches, padded, readings
+from ..steering.columns import aligned
+from ..steering.token_choice import Choice, label, last
+from .attention import attention_to
 from .significance import adjusted, welch
 
-STILL = 1e-6  # a head whose attention changes less than that is not reached by what is steered
 
+class HeadEffect(NamedTuple):
+    """The change of the attention of one head: probabilities summed over the chosen tokens."""
 
-@dataclass(frozen=True, eq=False)
-class HeadTests:
-    """Welch's t for each head, its one-tailed p, and q: p adjusted for the number of heads (Benjamini and
-    Hochberg). Heads that nothing changes have t 0 and are not tested: their p and q are nan."""
+    layer: int
+    head: int
+    before: float  # attention without intervention
+    change: float  # mean over texts and interventions
+    error: float  # standard error of that mean over texts
+    control: float  # mean change by the controls
+    spread: float  # standard deviation over the controls
+    t: float
+    p: float  # one-tailed
+    q: float  # adjusted for all heads that any intervention can reach
 
-    t: Float[Tensor, "layer head"]
-    p: Float[Tensor, "layer head"]
-    q: Float[Tensor, "layer head"]
-    layers: tuple[int, ...]
-
-    def significant(self, rate: float = 0.05) -> tuple[tuple[int, int], ...]:
-        """Layers and heads found at this false discovery rate, the clearest first."""
-        flat = [(float(self.q[i, h]), -float(self.t[i, h]), self.layers[i], h)
-                for i in range(self.q.shape[0]) for h in range(self.q.shape[1])]  # fmt: skip
-        return tuple((layer, h) for q, _, layer, h in sorted(flat) if q <= rate)
-
-    def __repr__(self) -> str:
-        tested = int((~self.p.isnan()).sum())
-        return f"HeadTests({tested} of {self.p.numel()} heads tested, {len(self.significant())} at q <= 0.05)"
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionEffect:
-    """How much more of their attention heads give to chosen tokens when steered, from `attention_effect`.
+    """How interventions, and controls of the same kind, change the attention to some tokens.
 
-    `before` is without steering. `change` has the differences, of each intervention and text, and `control`
-    those of the interventions to compare with. `layers` are the numbers of the layers that attend.
+    `before` is the attention by layer, (item head); `steered` and `control` are the changes,
+    (intervention item head).
     """
 
-    before: Float[Tensor, "text layer head"]
-    change: Float[Tensor, "intervention text layer head"]
-    control: Float[Tensor, "control text layer head"]
-    layers: tuple[int, ...]
+    before: Mapping[int, Float[Tensor, "item head"]]
+    steered: Mapping[int, Float[Tensor, "intervention item head"]]
+    control: Mapping[int, Float[Tensor, "intervention item head"]]
+    fingerprint: str | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
 
-    def mean(self) -> Float[Tensor, "layer head"]:
-        """The mean change."""
-        return self.change.mean((0, 1))
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.before)
 
-    def beyond_control(self) -> Float[Tensor, "layer head"]:
-        """The mean change, less that of the controls."""
-        return self.mean() - (self.control.mean((0, 1)) if len(self.control) else 0)
+    def change(self) -> Float[Tensor, "layer head"]:
+        """The mean change by the interventions; nan where layers have fewer heads than others."""
+        return self._square({layer: x.mean((0, 1)) for layer, x in self.steered.items()})
 
-    def over_texts(self) -> AttentionEffect:
-        """With the mean over texts in place of each, for tests between interventions.
+    def p(self, *, less: bool = False) -> Float[Tensor, "layer head"]:
+        """The probability of so much more attention, or of so much less, by chance.
 
-        Texts under one feature are no independent observations of features: this is the stricter test.
+        An intervention is one observation, its mean over the texts: texts are the same for all of them, and
+        would be counted as many times as there are interventions. Several are held against the controls by
+        Welch's test; a single one by the t of a new observation, (x - mean) / (s sqrt(1 + 1/n)), with n - 1
+        degrees of freedom. nan for heads that nothing reaches, such as those before the steered layer.
         """
-        return replace(
-            self,
-            before=self.before.mean(0, keepdim=True),
-            change=self.change.mean(1, keepdim=True),
-            control=self.control.mean(1, keepdim=True),
-        )
+        return self._square({layer: self._test(layer, less)[1] for layer in self.layers})
 
-    def raised(self) -> HeadTests:
-        """Whether heads attend more to the tokens than under the controls.
+    def q(self, *, less: bool = False) -> Float[Tensor, "layer head"]:
+        """`p`, adjusted for all heads (Benjamini and Hochberg 1995)."""
+        return adjusted(self.p(less=less))
 
-        Every pair of an intervention and a text is an observation, as in "Do I Know This Entity?" (Ferrando
-        et al. 2024, arXiv 2411.14257); see `over_texts`. Raises ValueError without controls, or where there
-        is only one observation of a kind.
+    def heads(self, *, level: float = 0.05, less: bool = False) -> tuple[HeadEffect, ...]:
+        """The heads that gain significantly more attention than by the controls, or with `less` lose it.
+
+        At a false discovery rate of `level`; 1 lists all that anything reaches. The least probable first.
         """
-        return self._tests(1)
+        q, found = self.q(less=less), []
+        for i, layer in enumerate(self.layers):
+            t, p = self._test(layer, less)
+            steered, control = self.steered[layer], self.control[layer].mean(1)
+            items = steered.mean(0)
+            spread = items.std(0) if len(items) > 1 else torch.full_like(items[0], torch.nan)
+            for head in range(steered.shape[-1]):
+                if q[i, head] <= level:
+                    numbers = (
+                        self.before[layer][:, head].mean(), items[:, head].mean(),
+                        spread[head] / len(items) ** 0.5, control[:, head].mean(), control[:, head].std(),
+                        t[head], p[head], q[i, head],
+                    )  # fmt: skip
+                    found.append(HeadEffect(layer, head, *map(float, numbers)))
+        return tuple(sorted(found, key=lambda h: (h.p, -abs(h.change))))
 
-    def lowered(self) -> HeadTests:
-        """Whether heads attend less to the tokens than under the controls; see `raised`."""
-        return self._tests(-1)
-
-    def _tests(self, sign: int) -> HeadTests:
-        samples = [sign * x.flatten(0, 1).double() for x in (self.change, self.control)]
-        few = [len(x) for x in samples if len(x) < 2]
-        if few:
-            raise ValueError(
-                f"A test compares at least two observations with two, and there is {few[0]} of one kind: "
-                "give several interventions or texts, and controls."
-            )
-        moments = [part for x in samples for part in (x.mean(0), x.var(0), len(x))]
-        t, p = welch(*moments)  # type: ignore[arg-type]
-        still = torch.stack([x.abs().amax(0) for x in samples]).amax(0) < STILL
-        t, p = torch.where(still, 0, t), torch.where(still, torch.nan, p)
-        return HeadTests(sign * t, p, adjusted(p), self.layers)
-
-    def table(self, n: int = 10) -> str:
-        """The heads that change most beyond the controls, one a line."""
-        beyond = self.beyond_control()
-        order = beyond.abs().flatten().argsort(descending=True)[:n].tolist()
-        lines = ["head    before    change   control"]
-        for i in order:
-            layer, head = divmod(i, beyond.shape[1])
-            control = self.control[:, :, layer, head].mean() if len(self.control) else torch.nan
-            lines.append(
-                f"{f'L{self.layers[layer]}H{head}':6} {self.before[:, layer, head].mean():7.3f}"
-                f"   {self.mean()[layer, head]:+7.3f}   {control:+7.3f}"
-            )
-        return "\n".join(lines)
+    def table(self, n: int = 10, *, less: bool = False) -> str:
+        """The heads with the least p, one a line."""
+        rows = [["head", "before", "change", "+-", "control", "sd", "t", "p", "q"]]
+        rows += [
+            [str(h), f"{h.before:.3f}", f"{h.change:+.3f}", f"{h.error:.3f}", f"{h.control:+.3f}",
+             f"{h.spread:.3f}", f"{h.t:.2f}", f"{h.p:.2g}", f"{h.q:.2g}"]
+            for h in self.heads(level=1, less=less)[:n]
+        ]  # fmt: skip
+        return aligned(rows)
 
     def __repr__(self) -> str:
-        n, texts, layers, heads = self.change.shape
+        layer = self.layers[0]
+        k, items, heads = self.steered[layer].shape
         return (
-            f"AttentionEffect({n} intervention{'s' * (n != 1)}, {len(self.control)} controls, {texts} "
-            f"text{'s' * (texts != 1)}, {layers} layers of {heads} heads)"
+            f"AttentionEffect({k} intervention{'s' * (k != 1)} and {len(self.control[layer])} controls, "
+            f"{items} texts, {len(self.layers)} layers of {heads} heads)"
         )
+
+    def _test(self, layer: int, less: bool) -> tuple[Float[Tensor, " head"], Float[Tensor, " head"]]:
+        from scipy.stats import t as student
+
+        sign = -1 if less else 1
+        # an intervention's mean over the texts
+        steered, control = (sign * x[layer].mean(1) for x in (self.steered, self.control))
+        reached = (steered != 0).any(0) | (control != 0).any(0)
+        n = len(control)
+        if len(steered) > 1:
+            t, p = welch(steered.mean(0), steered.var(0), len(steered), control.mean(0), control.var(0), n)
+        else:
+            gap, spread = steered[0] - control.mean(0), control.std(0) * (1 + 1 / n) ** 0.5
+            t = torch.where(spread > 0, gap / spread, gap.sign() * torch.inf)
+            p = torch.as_tensor(student.sf(t.numpy(), n - 1), dtype=t.dtype)
+        return t.where(reached, torch.nan), p.where(reached, torch.nan)
+
+    def _square(self, values: Mapping[int, Float[Tensor, " head"]]) -> Float[Tensor, "layer head"]:
+        widest = max(len(x) for x in values.values())
+        square = torch.full((len(values), widest), torch.nan, dtype=torch.float64)
+        for i, x in enumerate(values.values()):
+            square[i, : len(x)] = x
+        return square
 
 
 def attention_effect(
     model: Model,
     texts: Iterable[Any],
     steered: Intervention | Sequence[Intervention],
-    controls: Sequence[Intervention] = (),
+    controls: Sequence[Intervention],
     *,
     to: Choice,
-    of: Choice = last,
+    queries: Choice = last,
     dictionaries: Dictionaries | None = None,
     batch_size: int = 16,
     progress: bool | None = None,
 ) -> AttentionEffect:
-    """The change of the attention from the tokens `of` to the tokens `to`, per layer and head.
+    """What interventions change of the attention from the last token of texts to chosen ones.
 
-    Probabilities are summed over the tokens `to`, and averaged over those `of`, by default the last one.
-    `controls` are interventions like `steered` with features of no particular kind; `Separation.random` draws
-    such.
+    `controls` are of the same kind and strength, such as steering with random features: a change is
+    significant where it is larger than theirs. As in "Do I Know This Entity?" (Ferrando et al. 2024, arXiv
+    2411.14257, section 5), where ten random latents stand against the top three; here every intervention is
+    one observation, and what is reported is adjusted for the number of heads. `to` and `queries` choose
+    tokens, as in `attention_to`.
 
     >>> from interventions import Add
-    >>> from interventions.steering import Position
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     >>> model = Model.load(GPT2LMHeadModel(config))
-    >>> steered, *controls = (Add({"resid.0": torch.randn(32)}, scale=4) for _ in range(4))
-    >>> texts = [(3, 1, 4, 1), (5, 9, 2)]
-    >>> effect = attention_effect(model, texts, steered, controls, to=Position(1), progress=False)
+    >>> one, *others = [Add({"resid.0": torch.randn(32)}) for _ in range(6)]
+    >>> effect = attention_effect(model, [(3, 1, 4), (1, 5, 9)], one, others, to=lambda ids, _: 0)
     >>> effect
-    AttentionEffect(1 intervention, 3 controls, 2 texts, 2 layers of 4 heads)
-    >>> effect.raised().t.shape
-    torch.Size([2, 4])
+    AttentionEffect(1 intervention and 5 controls, 2 texts, 2 layers of 4 heads)
+    >>> effect.p().isnan().tolist()      # the first layer comes before what is steered
+    [[True, True, True, True], [False, False, False, False]]
 
     Raises:
-        ValueError: a model that does not attend; no texts; tokens that a text does not have.
+        ValueError: fewer than two controls, no attention in this model, no texts, or one of which no token
+            is chosen.
+        TypeError: one string instead of several.
     """
     from tqdm import tqdm
 
     given = [steered] if isinstance(steered, Intervention) else list(steered)
-    if not given:
-        raise ValueError("There is no intervention whose effect could be seen.")
-    queries = readings(model, list(texts), of)
-    numbered = [Reading(r.ids, r.at, i) for i, r in enumerate(queries)]
-    keys = [_keys(model, reading, to) for reading in numbered]
-    every: list[Intervention | None] = [None, *given, *controls]
-    found: list[list[Tensor]] = [[torch.empty(0)] * len(numbered) for _ in every]
-    layers: tuple[int, ...] = ()
+    if not given or len(controls) < 2:
+        raise ValueError(
+            f"{len(given)} intervention{'s' * (len(given) != 1)} and {len(controls)} controls: give at least "
+            "one and two, better ten controls."
+        )
+    texts = texts if isinstance(texts, str) else list(texts)
+
+    def attention() -> dict[int, Tensor]:
+        return attention_to(model, texts, to, queries=queries, batch_size=batch_size, progress=False)
+
+    before = attention()
+    changes: list[dict[int, Tensor]] = []
     off = None if progress is None else not progress
-    with tqdm(total=len(every) * len(numbered), desc="texts", unit="text", disable=off) as bar:
-        for batch in batches(numbered, batch_size, padded=model.pads):
-            tokens, mask = padded(batch)
-            for i, intervention in enumerate(every):
-                with (
-                    nullcontext()
-                    if intervention is None
-                    else applied(model, intervention, dictionaries=dictionaries)
-                ):
-                    probabilities = attentions(model, tokens, mask)
-                layers = tuple(probabilities)
-                for row, reading in enumerate(batch):
-                    at, places = list(reading.at), list(keys[reading.label])
-                    found[i][reading.label] = _heads(
-                        [x[row][:, at][:, :, places].sum(-1).mean(-1).cpu() for x in probabilities.values()]
-                    )
-                bar.update(len(batch))
-    before, *after = (torch.stack(rows) for rows in found)
-    changes = torch.stack(after) - before
-    return AttentionEffect(before, changes[: len(given)], changes[len(given) :], layers)
-
-
-def _keys(model: Model, reading: Reading, to: Choice) -> tuple[int, ...]:
-    try:
-        return chosen(to, reading.ids, reading.ids, model.tokenizer)
-    except ValueError as error:
-        raise ValueError(f"text {reading.label}, tokens `to`: {error}.") from None
-
-
-def _heads(rows: list[Tensor]) -> Float[Tensor, "layer head"]:
-    """Layers on top of each other; where one has fewer heads, the rest is nan."""
-    out = torch.full((len(rows), max(len(row) for row in rows)), torch.nan, dtype=torch.float64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row.double()
-    return out
+    for each in tqdm([*given, *controls], desc="interventions", disable=off):
+        with applied(model, each, dictionaries=dictionaries):
+            after = attention()
+        changes.append({layer: after[layer] - before[layer] for layer in before})
+    first, rest = changes[: len(given)], changes[len(given) :]
+    return AttentionEffect(
+        before,
+        {layer: torch.stack([change[layer] for change in first]) for layer in before},
+        {layer: torch.stack([change[layer] for change in rest]) for layer in before},
+        model.fingerprint,
+        {
+            "to": label(to),
+            "queries": label(queries),
+            "steered": [repr(each) for each in given],
+            "controls": [repr(each) for each in controls],
+        },
+    )
