@@ -285,6 +285,8 @@ def test_pairs_of_a_group_are_drawn_held_out_and_exchanged_together():
         counts = torch.bincount(torch.tensor(index), minlength=12).reshape(4, 3)
         assert (counts == counts[:, :1]).all()
     assert sorted(seen[6] + seen[7]) == list(range(12))
+    with pytest.raises(ValueError, match="There are 1 groups for 12 pairs"):
+        contrast(model, pairs, ["resid.1"], groups=[1])
     with pytest.raises(ValueError, match="There are 2 groups for 12 pairs"):
         contrast(model, acts, ["resid.1"], folds=2, groups=[1, 2])
     with pytest.raises(ValueError, match="at least 5 groups of pairs; there are 4"):
@@ -462,6 +464,8 @@ def test_activations_are_for_their_model_and_their_sites():
         contrast(model, acts, ["resid.0"])
     with pytest.raises(ValueError, match="another model"):
         contrast(tiny("llama"), acts, ["resid.1"])
+    with pytest.raises(ValueError, match="were read at last, not at every"):
+        contrast(model, acts, ["resid.1"], tokens=every)
     few = contrast(model, acts.of([0, 2, 2]), ["resid.1"])
     torch.testing.assert_close(
         few["resid.1"], contrast(model, [pairs[i] for i in (0, 2, 2)], ["resid.1"])["resid.1"]

@@ -92,9 +92,12 @@ def test_at_a_state_the_effect_is_the_slope_through_the_final_norm(family):
     assert slope[list(found.raised_ids)].min() >= slope.topk(3).values.min() - 2e-3
 
 
-def test_only_vectors_of_the_residual_stream_are_unembedded():
+def test_only_what_is_written_to_the_residual_stream_is_unembedded():
     model = tiny("gpt2")
     both = drawn(0, ("resid.0",))
+    assert list(promoted(model, drawn(0, ("attn_in.1", "attn.1", "heads.1")))) == ["attn.1"]
+    with pytest.raises(ValueError, match=r"residual stream, of width 32, at mlp_in\.0: take sites such as"):
+        promoted(model, drawn(0, ("mlp_in.0",)))
     with pytest.raises(ValueError, match=r"has width 8, but resid\.0"):
         promoted(model, Direction({"resid.0": torch.ones(8)}))
     with pytest.raises(ValueError, match="another model"):

@@ -70,6 +70,8 @@ def contrast(
     (['resid.0', 'resid.1'], 'MeanDifference()', 'last', 2)
     """
     if isinstance(pairs, PairActivations):
+        if tokens is not last and label(tokens) != pairs.tokens:
+            raise ValueError(f"These activations were read at {pairs.tokens}, not at {label(tokens)}.")
         return _of_activations(
             model, pairs, sites, method, dictionaries, shuffled, bootstrap, folds, groups, seed, progress
         )
@@ -83,6 +85,7 @@ def contrast(
             model, acts, sites, method, dictionaries, shuffled, bootstrap, folds, groups, seed, progress
         )
     texts = encoded(model, pairs)
+    grouped(len(texts), groups)
     flip = None if shuffled is None else flips(len(texts), shuffled, groups)
     kept: dict[Site, PairMoments] = {}
     every = sorted(set(reads.values()))

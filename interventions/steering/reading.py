@@ -105,14 +105,17 @@ def promoted(
     Logits are taken about their mean over the vocabulary.
 
     Raises:
-        ValueError: no site of the direction that is as wide as the residual stream, another model, or,
-            without `at`, a model in which no unembedding matrix is found.
+        ValueError: no site of the direction that writes to the residual stream, another model, or, without
+            `at`, a model in which no unembedding matrix is found.
     """
     direction.check(model)
-    sites = [site for site in direction if len(direction[site]) == model.width]
+    sites = [
+        name for name in direction if model.site(name).side == "out" and model.site(name).width == model.width
+    ]
     if not sites:
         raise ValueError(
-            f"No vector of {', '.join(direction)} is of width {model.width}, that of the residual stream."
+            f"Nothing is written to the residual stream, of width {model.width}, at {', '.join(direction)}: "
+            "take sites such as resid, attn or mlp."
         )
     rows = torch.stack([direction[site] for site in sites]).to(model.device, model.dtype)
     found = {}
