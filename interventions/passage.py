@@ -138,6 +138,7 @@ class Follower:
         self._generations: list[_Generation] = []
         self._prompts: list[Tensor | int | None] = []
         self._subset: tuple[Tensor | None, int] = (None, 0)
+        self.told: Passage | None = None  # by somebody who makes a pass in parts
 
     @property
     def passage(self) -> Passage | None:
@@ -170,6 +171,21 @@ class Follower:
             yield
         finally:
             self._subset = before
+
+    @contextmanager
+    def telling(self, passage: Passage) -> Iterator[None]:
+        """While open, that is the passage of every pass."""
+        before, self.told = self.told, passage
+        try:
+            yield
+        finally:
+            self.told = before
+
+    def resumed(self, tokens: Int[Tensor, "row pos"], start: int) -> Passage:
+        """The pass over tokens that come after `start` others, which are not known."""
+        text = torch.cat([tokens.new_full((len(tokens), start), -1), tokens], dim=1)
+        prompt = self._prompt(len(tokens), tokens.device)
+        return Passage(text, None, start, text.shape[1], prompt)
 
     def narrowed(self, start: int, stop: int) -> AbstractContextManager[None]:
         """While open, the pass under way is over these of its columns only."""
@@ -252,6 +268,9 @@ class Follower:
         return prepare
 
     def _enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.told is not None:
+            self._passages.append(self.told)
+            return
         ids = kwargs.get("input_ids", args[0] if args else None)
         shape = ids if isinstance(ids, Tensor) else kwargs.get("inputs_embeds")
         if not isinstance(shape, Tensor):

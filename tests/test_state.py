@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from recurrent_families import RECURRENT, Recurrent, float64_throughout, tiny, tokens
@@ -151,20 +153,24 @@ def test_state_that_lies_on_the_modules_of_a_model_is_not_mixed_up():
 
 
 def test_modules_of_torch_keep_their_own_ways():
-    class Named(nn.Module):
+    class Turned(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed = nn.Embedding(16, 8)
-            self.blocks = nn.ModuleList([nn.LSTM(8, 8)])  # (pos batch width)
-            self.head = nn.Linear(8, 16)
+            self.lstm = nn.LSTM(8, 8, num_layers=2, proj_size=5)  # (pos batch width)
+            self.out = nn.Linear(5, 8)
 
-        def forward(self, tokens):
-            hidden, _ = self.blocks[0](self.embed(tokens).transpose(0, 1))
-            return self.head(hidden.transpose(0, 1))
+        def forward(self, x):
+            return self.out(self.lstm(x.transpose(0, 1))[0].transpose(0, 1))
 
-    model = Model.load(Named(), layout=Layout(blocks="blocks", embed="embed"))
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        OrderedDict(embed=nn.Embedding(16, 8), blocks=nn.Sequential(Turned()), head=nn.Linear(8, 16))
+    )
+    model = Model.load(module, layout=Layout(blocks="blocks", embed="embed"))
     state = read_state(model, TOKENS[:, :5] % 16)
-    assert list(state) == ["h.0", "c.0"] and state["h.0"].shape == (3, 8)
+    assert {name: tuple(x.shape) for name, x in state.items()} == {
+        "h.0": (3, 5), "h.1": (3, 5), "c.0": (3, 8), "c.1": (3, 8),
+    }  # fmt: skip
     whole = model.logits(TOKENS % 16)
     torch.testing.assert_close(resume(model, state, TOKENS[:, 5:] % 16), whole[:, 5:])
 
@@ -173,7 +179,7 @@ def test_modules_of_torch_keep_their_own_ways():
 
 
 def test_a_transformer_is_told_what_has_a_state():
-    with pytest.raises(ValueError, match=r"Llama.* has no recurrent state: all that it carries grows.*Mamba"):
+    with pytest.raises(ValueError, match=r"Llama.* has no recurrent state: what it carries grows.*Mamba"):
         read_state(tiny("llama"), TOKENS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..passage import Follower, Passage
 from .couples import Couple
 from .gradients import differentiable
 from .slots import Slot, batch_axis, write
@@ -53,6 +54,7 @@ class Carrier:
     """How one model carries its state."""
 
     module: nn.Module
+    follower: Follower
     parameter: str | None = None  # of the forward pass: it takes the cache
     begin: Callable[[int], Any] | None = (
         None  # the cache to begin with, of so many rows; None: the model's own
@@ -73,24 +75,29 @@ class Carrier:
 
     def advance(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
         """Logits (batch pos vocab) at these tokens, read after what was read before, and the new carry."""
-        whole = carry is None or self.chunks
+        passage = self.follower.resumed(tokens, 0 if carry is None else carry.length)
+        width = tokens.shape[1] if carry is None or self.chunks else 1
         logits = []
-        for piece in [tokens] if whole else tokens.split(1, dim=1):
-            out, carry = self._piece(piece, carry)
+        for at in range(0, tokens.shape[1], width):
+            piece = tokens[:, at : at + width]
+            out, carry = self._piece(piece, carry, passage.part(at, at + piece.shape[1]))
             logits.append(out)
         assert carry is not None
         return torch.cat(logits, dim=1), carry
 
-    def _piece(self, tokens: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
+    def _piece(self, tokens: Tensor, carry: Carry | None, passage: Passage) -> tuple[Tensor, Carry]:
         if self.rows or tokens.shape[1] > 1 or len(tokens) == 1:
-            return self._pass(tokens, carry)
-        each = [self._pass(tokens[i : i + 1], carry and carry.rows([i])) for i in range(len(tokens))]
+            return self._pass(tokens, carry, passage)
+        each = [
+            self._pass(tokens[i : i + 1], carry and carry.rows([i]), passage.alone(i))
+            for i in range(len(tokens))
+        ]
         return torch.cat([logits for logits, _ in each]), joined([after for _, after in each])
 
-    def _pass(self, tokens: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
+    def _pass(self, tokens: Tensor, carry: Carry | None, passage: Passage) -> tuple[Tensor, Carry]:
         tree = self.empty(len(tokens)) if carry is None else copied(carry.tree)
         start = 0 if carry is None else carry.length
-        with self.lent(tree), differentiable(tree, self):
+        with self.follower.telling(passage), self.lent(tree), differentiable(tree, self):
             out = self.module(tokens, **self.told(tree, start, tokens))
             tree = self.taken(tree, out)
         return logits_of(out), Carry(tree, start + tokens.shape[1])

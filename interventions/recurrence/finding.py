@@ -49,7 +49,7 @@ def _found(model: Model) -> Carrier:
     name = type(model.module).__name__
     tokens = sample(model.module, 2, 6)
     try:
-        carrying = _named(model, _placed(model.module, tokens), tokens)
+        carrying = _named(model, _placed(model, tokens), tokens)
     except _FAILURES as error:
         raise ValueError(f"{name} cannot be stopped and resumed ({error}); what can: {KINDS}.") from error
     if not carrying.slots:
@@ -58,7 +58,7 @@ def _found(model: Model) -> Carrier:
         )
         raise ValueError(f"{name} has no recurrent state: {grows}. What has one: {KINDS}.")
     whole = model.logits(tokens)
-    end = carrying._pass(tokens, None)[1]
+    end = carrying.advance(tokens)[1]
 
     def right(trial: Carrier, cut: int) -> bool:
         try:
@@ -97,18 +97,19 @@ def _found(model: Model) -> Carrier:
     return chunked if all(right(chunked, cut) and heard(cut) for cut in (1, 3, 4)) else one_by_one
 
 
-def _placed(module: nn.Module, tokens: Tensor) -> Carrier:
+def _placed(model: Model, tokens: Tensor) -> Carrier:
     """Where the state is: what a pass that keeps it returns, and what it leaves behind."""
+    module = model.module
     known = inspect.signature(module.forward).parameters
     rnns = tuple(path for path, m in module.named_modules() if isinstance(m, nn.RNNBase))
     if any(m.bidirectional for m in module.modules() if isinstance(m, nn.RNNBase)):
         raise ValueError("it reads its text from both ends")
     parameter = next((p for p in _PARAMETERS if p in known), None)
     if parameter is None:
-        return Carrier(module, rnns=rnns)
+        return Carrier(module, model.follower, rnns=rnns)
     left = _left(module, tokens)
-    carrier = Carrier(module, parameter, left=left, rnns=rnns)
-    if carrier._pass(tokens, None)[1].tree["cache"] is not None:
+    carrier = Carrier(module, model.follower, parameter, left=left, rnns=rnns)
+    if carrier.advance(tokens)[1].tree["cache"] is not None:
         return carrier
     from transformers import DynamicCache
 
@@ -138,7 +139,7 @@ def _left(module: nn.Module, tokens: Tensor) -> tuple[tuple[str, str], ...]:
 
 def _named(model: Model, carrier: Carrier, tokens: Tensor) -> Carrier:
     """Names what does not grow as tokens are read, and finds which of it is coupled."""
-    each = [tensors(carrier._pass(tokens[:, :n], None)[1].tree) for n in (1, 2, 3)]
+    each = [tensors(carrier.advance(tokens[:, :n])[1].tree) for n in (1, 2, 3)]
     batch = len(tokens)
     fixed = {
         path: x
@@ -156,11 +157,11 @@ def _named(model: Model, carrier: Carrier, tokens: Tensor) -> Carrier:
     shapes = frozenset(tuple(x.shape[1:]) for path, x in fixed.items() if not batch_axis(path))
     grows = any(batched(x) and path not in fixed for path, x in each[0].items())
     carrier = replace(carrier, slots=slots, shapes=shapes, attends=grows)
-    carrier = replace(carrier, example=carrier.state(carrier._pass(tokens[:1, :2], None)[1]))
+    carrier = replace(carrier, example=carrier.state(carrier.advance(tokens[:1, :2])[1]))
     possible = couples(carrier.names)
     if not possible:
         return carrier
-    cache = carrier._pass(tokens, None)[1].tree["cache"]
+    cache = carrier.advance(tokens)[1].tree["cache"]
     if isinstance(cache, list | tuple) and all(isinstance(x, Tensor) for x in cache):
         carrier = replace(carrier, begin=_nothing_read(model, fixed, possible, slots))
     return replace(carrier, couples=tuple(_borne_out(model, carrier, tokens, possible)))
@@ -190,15 +191,15 @@ def _borne_out(
     model: Model, carrier: Carrier, tokens: Tensor, possible: Sequence[Couple]
 ) -> Iterator[Couple]:
     """The couples whose scale may be moved, and their parts with it, without a change to what comes after."""
-    carry = carrier._pass(tokens[:1, :3], None)[1]
+    carry = carrier.advance(tokens[:1, :3])[1]
     state = carrier.state(carry)
-    plain = carrier._pass(tokens[:1, 3:4], carry)[0]
+    plain = carrier.advance(tokens[:1, 3:4], carry)[0]
     for couple in possible:
         moved = dict(state)
         moved[couple.scale] = state[couple.scale] + 0.5
         for part in couple.parts:
             moved[part] = state[part] * math.exp(-0.5)
-        if model.close(carrier._pass(tokens[:1, 3:4], carrier.with_state(carry, moved))[0], plain):
+        if model.close(carrier.advance(tokens[:1, 3:4], carrier.with_state(carry, moved))[0], plain):
             positive = next((part for part in couple.parts if bool((state[part] > 0).all())), None)
             yield replace(couple, positive=positive)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ def stepping(model: Model, changes: Sequence[StateIntervention]) -> Iterator[Mod
 
     A state lies between two tokens. A pass over tokens before which it is to be changed is made in parts,
     each going on from the last, and their logits are joined: cached or not, in `generate` or in one pass over
-    all tokens, the same is computed.
+    all tokens, the same is computed. `read_state`, `resume` and their like are made of the model's own
+    steps, and left alone.
 
     Raises ValueError where the model has no recurrent state, or a change is of another model, or hangs on
     activations.
@@ -47,37 +49,56 @@ def stepping(model: Model, changes: Sequence[StateIntervention]) -> Iterator[Mod
                 f"{change!r}: a state is changed before activations are known, so on no condition."
             )
         _tried(change, State(carrying.example, model.fingerprint, (1,), carrying.couples))
+    mine = [(model._level, change) for change in changes]
+    if model in _open:
+        made = _open[model]
+        made += mine
+        try:
+            yield model
+        finally:
+            del made[len(made) - len(mine) :]
+        return
     own, left = model.module.forward, carrying.held()
-    stepper = _Stepper(model, carrying, tuple(changes), own, model._level)
+    stepper = _Stepper(model, carrying, mine, own)
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
         return stepper(*args, **kwargs)
 
+    _open[model] = mine
     try:
         with model.following(), returning({model.module: forward}):
             yield model
     finally:
+        del _open[model]
         carrying.leave(left)
+
+
+_Changes = list[tuple[int, StateIntervention]]  # each with the level of passes that it is meant for
+_open: weakref.WeakKeyDictionary[Model, _Changes] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
 class _Stepper:
     model: Model
     carrying: Carrier
-    changes: tuple[StateIntervention, ...]
+    made: _Changes
     own: Callable[..., Any]
-    level: int
+
+    @property
+    def changes(self) -> list[StateIntervention]:
+        """Those for the pass under way, in the order in which they were opened."""
+        return [change for level, change in self.made if level == self.model._level]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         passage = self.model.passage
-        if self.model._level != self.level or passage is None:
+        if not self.changes or passage is None or self.model.follower.told is not None:
             return self.own(*args, **kwargs)
         names = list(inspect.signature(self.own).parameters)
         given = dict(zip(names, args, strict=False)) | kwargs
         tokens = given.pop(names[0], None)
         touched = [self._touched(change, passage) for change in self.changes]
-        cuts = torch.stack(touched).any(0).any(0).nonzero()[:, 0].tolist() if touched else []
+        cuts = torch.stack(touched).any(0).any(0).nonzero()[:, 0].tolist()
         single = isinstance(tokens, Tensor) and tokens.shape[1] == 1 < len(tokens)
         if not cuts and (self.carrying.rows or not single):
             return self.own(*args, **kwargs)
