@@ -36,6 +36,7 @@ from interventions.permanent import bake
 from interventions.splice import applied
 from interventions.steering.contrast import contrast
 from interventions.steering.methods import centred_pca, mean_difference
+from interventions.where import Where
 
 np.float_ = np.float64  # gone in numpy 2, which repeng 0.4.0 does not know
 try:
@@ -111,7 +112,7 @@ def table(seconds: dict[str, list[float]], base: str, memory: dict[str, float] |
     for name, found in seconds.items():
         paired = statistics.median(x / y for x, y in zip(found, seconds[base], strict=True))
         line = (
-            f"  {name:28} {1000 * min(found):7.1f} ms   {min(found) / low:.3f} of minima, {paired:.3f} paired"
+            f"  {name:34} {1000 * min(found):7.1f} ms   {min(found) / low:.3f} of minima, {paired:.3f} paired"
         )
         print(line + (f"   {memory[name]:6.1f} MiB" if memory else ""))
 
@@ -157,6 +158,8 @@ def generation(n: int, new: int, batch: int) -> None:
         if repeng is not None:
             around = lambda layers=layers: wrapped(layers)  # noqa: E731
             arms[f"repeng, {count}"] = arm(f"repeng {count}", model.module, around)
+    writing = Add({f"resid.{i}": vectors[i] for i in range(4)}).at(Where(prompt=None))
+    arms["applied, 4 sites, what is written"] = arm("", model.module, lambda: applied(model, writing))
     print(f"{new} tokens, greedy, {batch} row{'s' * (batch > 1)}, after 16; 4 layers, width 256; {n} rounds")
     seconds = rounds(arms, n)
     table(seconds, "unsteered")
@@ -217,7 +220,7 @@ def extraction(n: int, n_pairs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--new", type=int, default=64, help="tokens that are written")
     parser.add_argument("--rows", type=int, default=1, help="texts that are written at once")
     parser.add_argument("--pairs", type=int, default=64)
