@@ -100,6 +100,20 @@ def test_the_last_answer_counts_and_of_repeated_words_the_last():
     assert chosen(Within(" no"), ids(" no yes no"), (), Words()) == (3,)
 
 
+def test_all_tokens_of_a_character_are_within_it():
+    class Bytes:
+        all_special_ids = ()
+
+        def decode(self, ids) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    text = tuple("a é🙂 b".encode())
+    assert chosen(Within("🙂"), text, (), Bytes()) == (4, 5, 6, 7)
+    assert chosen(Within("é"), text, (), Bytes()) == (2, 3)
+    assert chosen(Within(" é"), text, (), Bytes()) == (1, 2, 3)
+    assert chosen(After("🙂"), text, (), Bytes()) == (8, 9)
+
+
 def test_what_differs_is_from_the_first_difference_on():
     assert words(differing, " the yes no", " the no no") == [" yes", " no"]
     assert words(differing, " the yes no", " the yes") == [" no"]

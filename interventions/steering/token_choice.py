@@ -7,7 +7,7 @@ positions activations are averaged. What hangs on both texts of a pair has a met
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -88,7 +88,9 @@ class Within:
     def __call__(self, ids: Ids, tokenizer: Any) -> list[int]:
         text, starts = _text(ids, tokenizer)
         first = _found(self.text, text)
-        return list(range(_token(starts, first), _token(starts, first + len(self.text) - 1) + 1))
+        # Of a character of several tokens, those before the last add nothing: they begin where it does.
+        begin = min(bisect_left(starts, first), _token(starts, first))
+        return list(range(begin, _token(starts, first + len(self.text) - 1) + 1))
 
 
 @dataclass(frozen=True)
