@@ -17,7 +17,7 @@ from interventions.steering import Direction
 FAMILIES = [
     "gpt2", "gpt_neo", "gpt_neox", "gpt_neox_sequential", "llama", "mistral", "qwen2", "qwen3", "gemma",
     "cohere", "phi", "opt", "mixtral", "mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "jamba",
-    "falcon_h1", "qwen3_next",
+    "falcon_h1", "qwen3_next", "zamba2",
 ]  # fmt: skip
 
 
@@ -30,10 +30,10 @@ def tokens() -> Tensor:
 
 
 def writing(model: Model) -> list[str]:
-    """What enters the first block, and what attention and MLPs add."""
+    """The embedding, what enters the first block (positions added), and what attention and MLPs add."""
     model.at(f"{model.layout.blocks}.0", "in", "entry")
     return ["entry", *(name for name, site in model.sites.items()
-                       if site.side == "out" and not name.startswith(("resid", "embed")))]  # fmt: skip
+                       if site.side == "out" and not name.startswith("resid"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,6 +113,7 @@ def test_a_direction_brings_its_model_along() -> None:
         ("gemma3_text", r"attn\.0 \(Gemma3RMSNorm\)"),
         ("olmo2", r"attn\.0 \(Olmo2RMSNorm\)"),
         ("bloom", "What enters the first layer"),
+        ("rwkv", r"mlp\.0 \(RwkvFeedForward\)"),
     ],
 )
 def test_norms_in_the_way_are_named(family: str, place: str) -> None:

@@ -17,6 +17,7 @@ from ..permanent import _copied, _hooks, _is_visit
 from ..sites import Site
 
 Axis = int
+_ROWS = 4096  # are made float64 at a time
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def orthogonalised(model: Model, directions: Tensor | Mapping[str, Tensor] | Map
 
     Raises:
         ValueError: vectors that do not fit, or are of another model; a model in which something stands
-            between matrices and stream, such as the norms after attention and MLP in Gemma 2 and OLMo 2.
+            between matrices and stream, such as norms after attention and MLP (Gemma 2, OLMo 2), a norm
+            after the embedding (BLOOM) or gates (RWKV).
     """
     basis = _basis(model, directions)
     if any(_is_visit(hook) for module in model.module.modules() for hook in _hooks(module)):
@@ -79,9 +81,11 @@ def writers(model: Model) -> tuple[_Parameter, ...]:
     known: dict[tuple[str, int], bool | None] = {}
     places = list(_places(model))
     for site, candidates in places:
-        for parameter in candidates:
-            if known.get(parameter.pattern) is None:
-                known[parameter.pattern] = _writes(model, parameter, site)
+        untried = [p for p in candidates if known.get(p.pattern) is None]
+        before = _reached(model, site) if untried else None
+        for parameter in untried:
+            if before is not None and known.get(parameter.pattern) is None:
+                known[parameter.pattern] = _writes(model, parameter, site, before)
     # Experts that no sample token was sent to are as those that some were.
     for _, candidates in places:
         found |= {parameter: None for parameter in candidates if known[parameter.pattern]}
@@ -116,10 +120,9 @@ def _candidates(model: Model, modules: list[str]) -> Iterator[_Parameter]:
 
 
 @torch.no_grad()
-def _writes(model: Model, parameter: _Parameter, site: Site) -> bool | None:
+def _writes(model: Model, parameter: _Parameter, site: Site, before: Tensor) -> bool | None:
     """Whether a change of a parameter along a vector is a change of the site along that vector; None where
     it changes nothing there."""
-    tokens = sample(model.module, 2, 5)
     holder: Any = model.module.get_submodule(parameter.holder)
     old = getattr(holder, parameter.name)
     generator = torch.Generator().manual_seed(0)
@@ -130,10 +133,9 @@ def _writes(model: Model, parameter: _Parameter, site: Site) -> bool | None:
     amount = torch.randn(shape, generator=generator).to(old.device)
     amount *= (old.float().norm() / amount.norm()).clamp(min=1e-3)
     direction = along.view([-1] + [1] * (-parameter.axis - 1))
-    before = model.read(tokens, [site])[site].double()
     try:
         setattr(holder, parameter.name, _frozen((old.float() + amount * direction).to(old.dtype)))
-        change = model.read(tokens, [site])[site].double() - before
+        change = _reached(model, site) - before
     finally:
         setattr(holder, parameter.name, old)
     if not change.any():
@@ -143,11 +145,37 @@ def _writes(model: Model, parameter: _Parameter, site: Site) -> bool | None:
     return bool(beside.norm() < 0.1 * change.norm())
 
 
+class _Reached(Exception):
+    """The pass has reached what was to be seen."""
+
+
+@torch.no_grad()
+def _reached(model: Model, site: Site) -> Tensor:
+    """What a few tokens have at a site (batch pos d_model), in float64; the pass ends there."""
+    found: list[Tensor] = []
+
+    def visit(_site: Site, x: Tensor) -> Tensor:
+        found.append(x.double())
+        raise _Reached
+
+    try:
+        with model.visiting([site], visit):
+            model.logits(sample(model.module, 2, 5))
+    except _Reached:
+        pass
+    return found[0]
+
+
 def _without(parameter: Tensor, axis: Axis, basis: Float[Tensor, "k d_model"]) -> Tensor:
     """A parameter with no component along the basis."""
-    rows = parameter.detach().movedim(axis, -1).double()
-    q = basis.to(rows)
-    return (rows - rows @ q.T @ q).movedim(-1, axis).contiguous().to(parameter.dtype)
+    rows = parameter.detach().movedim(axis, -1)
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    q = basis.to(rows.device)
+    flat = rows.reshape(-1, rows.shape[-1])
+    for part, to in zip(flat.split(_ROWS), out.view(flat.shape).split(_ROWS), strict=True):
+        exact = part.double()
+        to.copy_(exact - exact @ q.T @ q)
+    return out.movedim(-1, axis).contiguous()
 
 
 def _frozen(parameter: Tensor) -> nn.Parameter:
@@ -204,7 +232,7 @@ def _verify(model: Model, copy: Model, basis: Tensor) -> None:
             name = type(model.module.get_submodule(site.path)).__name__
             where = "What enters the first layer" if site is places[0] else f"{site} ({name})"
             raise ValueError(
-                f"{where} cannot be rid of a direction by changing matrices: a norm, or something else "
-                "that is not linear, stands between them and the residual stream. "
+                f"{where} cannot be rid of a direction by changing matrices: a norm, a gate or the like "
+                "stands between them and the residual stream. "
                 "applied(model, Project({site: direction, ...})) takes it out there."
             )
