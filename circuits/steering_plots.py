@@ -19,6 +19,7 @@ from interventions.writing import write
 
 from .annotations import visible
 from .figures import content, figure, target
+from .picture import FAINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,7 +202,8 @@ def _band(
     if not style.get("bare"):
         axes.fill_between(list(x), low, high, color=style["color"], alpha=0.18, lw=0, zorder=1)
     line = {key: value for key, value in style.items() if key != "bare"}
-    axes.plot(list(x), [base + e.mean for e in points], **line)
+    (drawn,) = axes.plot(list(x), [base + e.mean for e in points], **line)
+    drawn.bare = style.get("bare", False)  # type: ignore[attr-defined]
 
 
 def _level(axes: Axes, base: float, change: Estimate, style: dict[str, Any]) -> None:
@@ -217,7 +219,9 @@ def _sign(multiplier: float) -> str:
 
 def _wrapped(label: str, inches: float) -> str:
     """A label that fits along an axis of that length, over several lines if need be."""
-    lines = [piece for line in label.split("\n") for piece in textwrap.wrap(line, max(10, int(13 * inches)))]
+    most = max(10, int(13 * inches))
+    whole = [textwrap.wrap(line, most, break_on_hyphens=False) for line in label.split("\n")]
+    lines = [piece for pieces in whole for piece in pieces]
     return "\n".join(visible(line) for line in lines)
 
 
@@ -272,11 +276,15 @@ def _columns(lengths: Sequence[int], *, room: float) -> int:
 
 def _finished(sheet: Figure, axes: Sequence[Axes], path: Path, kind: str, title: str) -> Path:
     """The key below, without twins; the file written."""
+    from matplotlib.lines import Line2D
+
     keys: dict[str, Any] = {}
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             keys.setdefault(label, handle)
+        if any(getattr(line, "bare", False) for line in one.get_lines()):
+            keys.setdefault("random directions", Line2D([], [], color=FAINT, lw=0.9, ls=(0, (1, 1.2))))
     if len(keys) > 1:
         columns = _columns([len(label) for label in keys], room=19 * sheet.get_figwidth())
         legend = sheet.legend(

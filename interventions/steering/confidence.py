@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_CHUNK = 2**24  # resampled values held at a time
+_CHUNK = 2**22  # draws held at a time
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,23 @@ def bootstrap(
     mean = rows.mean().item()
     if n == 1:
         return Estimate(mean, float("nan"), float("nan"), 1)
-    generator = torch.Generator().manual_seed(seed)
     means = []
-    for size in _sizes(resamples, max(1, _CHUNK // (n * runs))):
-        items = torch.randint(n, (size, n), generator=generator)
-        weights = torch.zeros(size, n, dtype=torch.float64).scatter_add_(
-            1, items, torch.ones(size, n, dtype=torch.float64)
-        )
-        by_run = weights @ rows.T / n  # (resample run)
+    for start in range(0, resamples, most := max(1, _CHUNK // n)):
+        count = min(most, resamples - start)
+        by_run = _counts(n, count, seed + start) @ rows.T / n  # (resample run)
         if runs > 1:
-            drawn = torch.randint(runs, (size, runs), generator=generator)
-            by_run = by_run.gather(1, drawn)
+            generator = torch.Generator().manual_seed(seed + start + 1)
+            by_run = by_run.gather(1, torch.randint(runs, (count, runs), generator=generator))
         means.append(by_run.mean(1))
     tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = torch.cat(means).quantile(tail).tolist()
     return Estimate(mean, low, high, n)
 
 
-def _sizes(total: int, most: int) -> list[int]:
-    return [min(most, total - start) for start in range(0, total, most)]
+@lru_cache(maxsize=4)
+def _counts(n: int, resamples: int, seed: int) -> Float[Tensor, "resample item"]:
+    """How often each item is drawn in each resample."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(n, (resamples, n), generator=generator)
+    ones = torch.ones(resamples, n, dtype=torch.float64)
+    return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, ones)
