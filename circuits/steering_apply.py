@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Application(Change):
     temperature: float | None = None
     top_k: int | None = None
     seed: int = 0
-    chat: bool = False
+    chat: bool | None = None
     explain: bool = False
     random_control: int | None = None
     export_gguf: str | None = None
@@ -56,7 +56,9 @@ class Application(Change):
         return {"do_sample": True, "temperature": self.temperature or 1.0, "top_k": self.top_k or 0}
 
 
-def apply(asked: Application, prompts: Sequence[str], *, out: str | None, command: str, say: Say) -> None:
+def apply(
+    asked: Application, prompts: Sequence[str], *, out: str | None, quiet: bool, command: str, say: Say
+) -> None:
     """Continues every prompt with and without a direction, on the terminal and to a file."""
     if not prompts and not asked.export_gguf:
         raise ValueError("There is nothing to continue: give a prompt, in quotes.")
@@ -78,16 +80,24 @@ def apply(asked: Application, prompts: Sequence[str], *, out: str | None, comman
             at_random(part, asked.random_control), asked, asked.scale
         )
     texts = []
-    ask = chat(found.model) if asked.chat else None
+    templated = found.options.get("chat") if asked.chat is None else asked.chat
+    ask = chat(found.model) if templated else None
     with interruptible("What was written so far stands above."):
         for prompt in prompts:
             say(f"\n{visible(prompt)}")
             given = ask(prompt) if ask else prompt
             if asked.explain:
                 _explain(found, intervention, given, say)
-            written = {
-                name: _written(found, arm, given, asked, writing, name, say) for name, arm in arms.items()
-            }
+            written = {}
+            for name, arm in arms.items():
+                say(f"\n  {name}:")
+                pieces = []
+                for piece in _pieces(found, arm, given, asked, writing):
+                    pieces.append(piece)
+                    if not quiet:
+                        _show(piece, first=len(pieces) == 1)
+                say("")
+                written[name] = "".join(pieces)
             texts.append({"prompt": prompt, **written})
     if out is not None:
         target = writable(Path(out).parent) / Path(out).name
@@ -97,40 +107,20 @@ def apply(asked: Application, prompts: Sequence[str], *, out: str | None, comman
         say(f"\nWritten to {target}.")
 
 
-def _written(
-    found: Found, arm: Intervention | None, prompt: str, asked: Application, writing: Mapping[str, Any],
-    name: str, say: Say,
-) -> str:  # fmt: skip
-    """What the model writes, shown as it is written; draws are the same in all arms."""
-    say(f"\n  {name}:")
-    shown, quiet = _Shown(), say.__name__ == "_silent"
+def _pieces(
+    found: Found, arm: Intervention | None, prompt: str, asked: Application, writing: Mapping[str, Any]
+) -> Iterator[str]:
+    """What the model writes, piece by piece; draws are the same in all arms."""
     torch.manual_seed(asked.seed)
-    pieces = []
     with applied(found.model, arm) if arm is not None else nullcontext():
-        for piece in found.model.stream(prompt, max_new_tokens=asked.max_new_tokens, **writing):
-            pieces.append(piece)
-            if not quiet:
-                shown.say(piece)
-    if not quiet:
-        shown.end()
-    return "".join(pieces)
+        yield from found.model.stream(prompt, max_new_tokens=asked.max_new_tokens, **writing)
 
 
-class _Shown:
-    """Pieces of a text on a terminal, line by line where they break, indented."""
-
-    def __init__(self) -> None:
-        self._begun = False
-
-    def say(self, piece: str) -> None:
-        text = plain(piece).replace("\n", "\n  ")
-        encoding = sys.stdout.encoding or "utf-8"
-        text = text.encode(encoding, "replace").decode(encoding)
-        print(text if self._begun else f"  {text}", end="", flush=True)
-        self._begun = True
-
-    def end(self) -> None:
-        print(flush=True)
+def _show(piece: str, *, first: bool) -> None:
+    """Part of a line on a terminal, indented."""
+    text, encoding = plain(piece).replace("\n", "\n  "), sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "replace").decode(encoding)
+    print(f"  {text}" if first else text, end="", flush=True)
 
 
 def _explain(found: Found, intervention: Intervention, prompt: str, say: Say) -> None:

@@ -74,13 +74,12 @@ def measure_names(trial: Trial, asked: Questions) -> tuple[str, ...]:
     return names
 
 
-def measures(trial: Trial, asked: Questions) -> list[Measure]:
+def measures(trial: Trial, asked: Questions, *, batch_size: int) -> list[Measure]:
     """Measures in the order of their names; those of what the model writes are of the same texts."""
-    size = trial.batch_size
     single: dict[str, Callable[[], Measure]] = {
-        "preference": lambda: Preference(asked.items, batch_size=size),
-        "matching": lambda: Matching(asked.items, batch_size=size),
-        "divergence": lambda: Divergence(asked.asked, batch_size=size),
+        "preference": lambda: Preference(asked.items, batch_size=batch_size),
+        "matching": lambda: Matching(asked.items, batch_size=batch_size),
+        "divergence": lambda: Divergence(asked.asked, batch_size=batch_size),
     }
     scores: dict[str, Any] = {
         "keywords": {"keywords": Each(partial(_counted, words=tuple(trial.keywords or ())))},
@@ -92,7 +91,7 @@ def measures(trial: Trial, asked: Questions) -> list[Measure]:
     wanted = [name for name in names if name in _WRITTEN]
     if wanted:
         every = {k: score for name in wanted for k, score in scores[name].items()}
-        written = Generated(asked.asked, every, max_new_tokens=trial.max_new_tokens, batch_size=size)
+        written = Generated(asked.asked, every, max_new_tokens=trial.max_new_tokens, batch_size=batch_size)
         found.insert(0 if wanted[0] == names[0] else len(found), written)
     return found
 

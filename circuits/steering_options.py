@@ -24,9 +24,10 @@ _EXTRACT = """examples:
   circuits steer extract --model ./my-model --pairs generate_dataset.json --chat --sites 'resid.1?'
   circuits steer extract --model ./my-mamba --pairs pairs.jsonl --state
 
-Pairs are a built-in set ({sets}),
-lines of {{"positive": ..., "negative": ...}}, the lines of a task, or a file as Contrastive Activation
-Addition published them. A scale of 1 is the distance between the means of the two sides."""
+Pairs are lines of {"positive": ..., "negative": ...}, the lines of a task, a file as Contrastive
+Activation Addition published them, or a built-in set: plural_singular, happy_sad, girl_boy, sentiment,
+english_french, harmful_harmless, sycophancy. A scale of 1 is the distance between the means of the
+two sides."""
 _APPLY = """examples:
   circuits steer apply results/steering-plural_singular 'The boy near the cars' --explain
   circuits steer apply FOLDER 'Once upon a time' --scale 4 --sites resid.3 --sample --temperature 0.8
@@ -73,8 +74,7 @@ def add_steering(commands: Any) -> None:
         added.set_defaults(run=_RUN[name])
         return added
 
-    sets = "plural_singular, happy_sad, girl_boy, sentiment, english_french, harmful_harmless, sycophancy"
-    _add_extract(command("extract", "find a direction in pairs of texts", _EXTRACT.format(sets=sets)))
+    _add_extract(command("extract", "find a direction in pairs of texts", _EXTRACT))
     _add_apply(command("apply", "continue prompts, unsteered and steered", _APPLY))
     _add_trial(command("sweep", "measure every site and strength", _SWEEP), sweep=True)
     _add_trial(command("evaluate", "measure the effect of every strength beside its controls", _EVALUATE))
@@ -105,6 +105,7 @@ def _apply(args: argparse.Namespace, say: Say) -> None:
         part(steering.Application, vars(args)),
         args.prompts,
         out=args.out,
+        quiet=args.quiet,
         command=args.line,
         say=_silent if args.quiet else say,
     )
@@ -197,7 +198,8 @@ def _add_apply(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=positive, metavar="X", help="of what is drawn (default: 1)")
     group.add_argument("--top-k", type=count, metavar="N", help="draw from the N most probable")
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="of what is drawn (default: 0)")
-    group.add_argument("--chat", action="store_true", help="put the prompts into the model's chat template")
+    group.add_argument("--chat", action="store_true", default=None,
+                       help="put the prompts into the chat template (default: as for the pairs)")  # fmt: skip
     group.add_argument("--explain", action="store_true", help="show first which tokens are changed")
     group.add_argument(
         "--random-control", type=natural, metavar="SEED", help="a random direction of the same norm as well"

@@ -53,13 +53,15 @@ class Questions:
         return self.prompts or tuple(prompt for prompt, _, _ in self.items)
 
     def half(self, which: int) -> Questions:
-        """One half of them, to choose on, or the other, to test on; all where there are fewer than four."""
-        if len(self) < 4:
+        """One half of them, to choose on, or the other, to test on; all where there are fewer than four.
+
+        No prompt is in both.
+        """
+        if len(distinct := [*dict.fromkeys(self.asked)]) < 4:
             return self
-        drawn = random.Random(0).sample(range(len(self)), len(self))
-        kept = sorted(drawn[which::2])
-        items = [self.items[i] for i in kept if self.items]
-        return replace(self, items=items, prompts=[self.prompts[i] for i in kept if self.prompts])
+        kept = {*random.Random(0).sample(distinct, len(distinct))[which::2]}
+        items = [item for item in self.items if item[0] in kept]
+        return replace(self, items=items, prompts=[prompt for prompt in self.prompts if prompt in kept])
 
     def take(self, n: int | None) -> Questions:
         """The first `n`, or all."""

@@ -107,8 +107,7 @@ def evaluate(
     """Measures a direction at every strength beside the unsteered model, random directions and a prompt."""
     begun = _begun(trial, out, half=1, say=say)
     part = part_of(begun.found, trial.sites)
-    tokens = repr(where(trial.prompt_tokens, trial.generation_tokens))
-    say(f"Steering      {', '.join(part)}, {visible(tokens)}")
+    say(f"Steering      {visible(repr(steered(part, trial, 1.0)))}, times a multiplier")
     folder = _room(begun, "evaluate", command, fresh)
     controls, random = _controls(part, trial)
     instruction = begun.questions.instruction if trial.instruction is None else trial.instruction
@@ -179,7 +178,17 @@ def _begun(trial: Trial, out: str | None, *, half: int, say: Say) -> _Begun:
     asked = asked.map(ask)
     say(f"Questions     {visible(asked.name)}, {len(asked)}: {', '.join(trial.measure or ())}")
     clock.lap("loading")
-    return _Begun(trial, found, asked, measures(trial, asked), ask, writable(out or trial.folder), clock)
+    # what a recurrent model carries is changed in rows of one length, which a batch of texts seldom has
+    size = 1 if isinstance(found.direction, State) else trial.batch_size
+    return _Begun(
+        trial,
+        found,
+        asked,
+        measures(trial, asked, batch_size=size),
+        ask,
+        writable(out or trial.folder),
+        clock,
+    )
 
 
 # --- what is written ----------------------------------------------------------------------------------------
