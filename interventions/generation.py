@@ -107,20 +107,27 @@ def complete(
         with model.follower.of_rows(torch.tensor(batch), len(rows)):
             out = generate(model, tokens, mask, max_new_tokens=max_new_tokens, **kwargs)
         for i, row in zip(batch, out, strict=True):
-            found[i] = model.tokenizer.decode(row[width:], skip_special_tokens=True)
+            found[i] = said(model, row[width:].tolist())
         bar.update(len(batch))
     bar.close()
     return [found[i] for i in range(len(rows))]
 
 
+def said(model: Model, ids: Sequence[int]) -> str:
+    """The text of generated tokens, without the special ones."""
+    special = set(getattr(model.tokenizer, "all_special_ids", ()))
+    return model.tokenizer.decode([i for i in ids if i not in special])
+
+
 def opened(model: Model, text: str) -> list[int]:
-    """Token ids of a text that is to be continued: opened as the tokenizer opens one, and not ended."""
+    """Token ids of a text that is to be continued: opened as the tokenizer opens one, once, and not ended."""
     if model.tokenizer is None:
         raise ValueError("This model has no tokenizer: pass tokens to `generate`.")
     bare = model.tokenizer.encode(text, add_special_tokens=False)
     full = model.tokenizer.encode(text, add_special_tokens=True)
     start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-    if not (ids := full[:start] + bare):
+    opening = full[:start]
+    if not (ids := bare if bare[:start] == opening else opening + bare):
         raise ValueError("There is nothing to go on from: the text is empty, and the tokenizer opens none.")
     return ids
 

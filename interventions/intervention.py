@@ -109,14 +109,16 @@ class Intervention(ABC):
         """The same, moving the activations of a token by at most `most` times their norm."""
         return Clipped(self, most)
 
-    def explain(self, model: Model, prompt: Any, *, max_new_tokens: int = 0) -> Any:
+    def explain(
+        self, model: Model, prompt: Any, *, max_new_tokens: int = 0, dictionaries: Any = None
+    ) -> Any:
         """Which tokens of `prompt`, and of what the model then writes, are changed at each site.
 
         Prints well; `.touched` maps sites to a boolean for every token.
         """
         from .explaining import explain
 
-        return explain(model, self, prompt, max_new_tokens=max_new_tokens)
+        return explain(model, self, prompt, max_new_tokens=max_new_tokens, dictionaries=dictionaries)
 
     def save(self, folder: str | Path) -> None:
         """Writes the intervention to a folder: `intervention.json` and `tensors.safetensors`."""

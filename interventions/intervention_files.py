@@ -62,10 +62,10 @@ def load(folder: str | Path) -> Intervention:
 
 def _kinds() -> dict[str, type]:
     """The classes that a file may name."""
-    from . import recurrence, steering
+    from . import features, recurrence, steering
     from .recurrence import couples
 
-    modules = (edits, intervention, where, recurrence, steering)
+    modules = (edits, intervention, where, features, recurrence, steering)
     known = {name: kind for m in modules for name, kind in vars(m).items() if isinstance(kind, type)}
     wanted = (Intervention, where.Tokens, where.Where, intervention.Linear, intervention.Decay)
     kinds = {name: k for name, k in known.items() if issubclass(k, wanted) and is_dataclass(k)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .generation import generate, opened
+from .generation import generate, opened, said
 
 if TYPE_CHECKING:
     from .model import Model
@@ -56,7 +56,7 @@ class _Listener:
     """Takes tokens as they are generated, and hands on the text that they add."""
 
     def __init__(self, model: Model, pieces: queue.Queue[Any]):
-        self.tokenizer, self.pieces, self.stopped = model.tokenizer, pieces, False
+        self.model, self.pieces, self.stopped = model, pieces, False
         self._ids: list[int] | None = None
         self._said = 0
 
@@ -67,10 +67,10 @@ class _Listener:
             self._ids = []
             return
         self._ids += value.flatten().tolist()
-        self._say(self.tokenizer.decode(self._ids, skip_special_tokens=True), whole=False)
+        self._say(said(self.model, self._ids), whole=False)
 
     def end(self) -> None:
-        self._say(self.tokenizer.decode(self._ids or [], skip_special_tokens=True), whole=True)
+        self._say(said(self.model, self._ids or []), whole=True)
 
     def _say(self, text: str, *, whole: bool) -> None:
         if whole or not text.endswith("�"):  # part of a character

@@ -29,6 +29,7 @@ from interventions import (
     run,
     within,
 )
+from interventions.features import MadeWith
 from interventions.intervention import Here
 from interventions.passage import Passage
 from interventions.recurrence import AblateState, AddState, PatchState, State
@@ -251,6 +252,7 @@ SAVED = [
     Add(Direction({SITE: V}, "0123456789", {"method": "mean difference", "pairs": 3})),
     AddState(State({"num.0": W, "max.0": V}, "x", (), (Couple("max.0", ("num.0",)),)), 2.0)
     | PatchState(STATE),
+    MadeWith(Ablate({SITE: [3]}).at(Where(prompt=1)), "0123456789"),
     AblateState(["conv.*"], to=STATE, before=Where(prompt=slice(2, None))),
 ]
 

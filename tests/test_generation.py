@@ -111,12 +111,13 @@ class Words:
     """A tokenizer of numbers; token 1 opens a text."""
 
     eos_token_id = pad_token_id = 2
+    all_special_ids = (1, 2)
 
     def encode(self, text, add_special_tokens=True):
         return [1] * add_special_tokens + [int(word) for word in text.split()]
 
-    def decode(self, ids, skip_special_tokens=False, **_):
-        return "".join(f" {int(i)}" for i in ids if not (skip_special_tokens and int(i) in (1, 2)))
+    def decode(self, ids):
+        return "".join(f" {int(i)}" for i in ids)
 
 
 TEXTS = ["5 9 11", "30 31 9 33 34", "8"]
