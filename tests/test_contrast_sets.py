@@ -75,7 +75,7 @@ def test_a_set_is_split_flipped_mapped_and_cut(tmp_path):
     assert one.split(15) == (first, second) and one.split(15, seed=1) != (first, second)
     assert one.flipped().positive == one.negative and one.flipped().flipped() == one
     assert one.map(str.upper)[3] == tuple(text.upper() for text in one[3])
-    assert one.take(3).pairs == one.pairs[:3] and list(one)[0] == one.pairs[0]
+    assert one.take(3).pairs == one.pairs[:3] and next(iter(one)) == one.pairs[0]
 
 
 def test_saved_and_loaded_a_set_is_the_same(tmp_path):

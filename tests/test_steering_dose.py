@@ -212,7 +212,7 @@ def test_a_folder_of_another_run_is_refused(planted, tmp_path):
     steer = lambda m: Add(direction, scale=m)  # noqa: E731
     dose_response(model, steer, [1], measure, random=1, folder=tmp_path)
     with pytest.raises(
-        ValueError, match="another intervention as 'random 0' times 1|another intervention as 'steered'"
+        ValueError, match=r"another intervention as 'random 0' times 1|another intervention as 'steered'"
     ):
         dose_response(model, lambda m: Add(direction, scale=2 * m), [1], measure, random=1, folder=tmp_path)
     with pytest.raises(ValueError, match="other measures"):
@@ -234,7 +234,7 @@ def test_damage_is_noticed(planted, tmp_path):
     path = tmp_path / "outcomes.json"
     text = path.read_text()
     path.write_text(text.replace('"multiplier": 1.0', '"multiplier": 2.0'))
-    with pytest.raises(ValueError, match="damaged .it has changed"):
+    with pytest.raises(ValueError, match=r"damaged .it has changed"):
         DoseResponse.load(tmp_path)
     path.write_text(text[:40])
     with pytest.raises(ValueError, match="is damaged: remove it"):
