@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def peak(fn: Callable[[], object]) -> float:
     return found
 
 
+class Steps:
+    """A streamer that notes when each token came."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def put(self, _tokens) -> None:
+        self.times.append(time.process_time())
+
+    def end(self) -> None:
+        pass
+
+
 def table(seconds: dict[str, list[float]], base: str, memory: dict[str, float] | None = None) -> None:
     low = min(seconds[base])
     for name, found in seconds.items():
@@ -122,13 +136,17 @@ def generation(n: int, new: int, batch: int) -> None:
     tokens = torch.randint(3, VOCAB, (batch, 16), generator=torch.Generator().manual_seed(1))
     vectors = {i: torch.randn(256, generator=torch.Generator().manual_seed(i)) for i in range(4)}
     written: dict[str, torch.Tensor] = {}
+    steps: dict[str, list[list[float]]] = {}
 
     def arm(name: str, module, around=nullcontext):
         def generate() -> None:
+            streamer = Steps()
             written[name] = module.generate(
                 tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, min_new_tokens=new,
-                do_sample=False, pad_token_id=0,
+                do_sample=False, pad_token_id=0, streamer=streamer,
             )  # fmt: skip
+            took = [after - before for before, after in pairwise(streamer.times)]
+            steps.setdefault(name, []).append(took)
 
         return around, generate
 
@@ -145,7 +163,10 @@ def generation(n: int, new: int, batch: int) -> None:
         finally:
             control.unwrap()
 
-    arms: Arms = {"unsteered": arm("unsteered", model.module), "unsteered again": arm("", model.module)}
+    arms: Arms = {
+        "unsteered": arm("unsteered", model.module),
+        "unsteered again": arm("unsteered again", model.module),
+    }
     for layers in ((2,), range(4)):
         count = f"{len(layers)} site{'s' * (len(layers) > 1)}"
         add = {f"resid.{i}": vectors[i] for i in layers}
@@ -159,10 +180,16 @@ def generation(n: int, new: int, batch: int) -> None:
             around = lambda layers=layers: wrapped(layers)  # noqa: E731
             arms[f"repeng, {count}"] = arm(f"repeng {count}", model.module, around)
     writing = Add({f"resid.{i}": vectors[i] for i in range(4)}).at(Where(prompt=None))
-    arms["applied, 4 sites, what is written"] = arm("", model.module, lambda: applied(model, writing))
+    arms["applied, 4 sites, what is written"] = arm(
+        "ours, what is written", model.module, lambda: applied(model, writing)
+    )
     print(f"{new} tokens, greedy, {batch} row{'s' * (batch > 1)}, after 16; 4 layers, width 256; {n} rounds")
     seconds = rounds(arms, n)
     table(seconds, "unsteered")
+    quickest = {name: sum(map(min, zip(*took, strict=True))) for name, took in steps.items()}
+    print("the same, each token at the quickest that it was in any round")
+    for name, found in quickest.items():
+        print(f"  {name:34} {1000 * found:7.1f} ms   {found / quickest['unsteered']:.3f}")
     for count in ("1 site", "4 sites"):
         same = [name for name in written if name.endswith(count)]
         assert all(torch.equal(written[name], written[f"ours {count}"]) for name in same), same
