@@ -7,6 +7,7 @@ import torch
 from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
 
 from interventions import Add, Where, applied
+from interventions.intervention import PerRow
 from interventions.recurrence import (
     AblateState,
     AddState,
@@ -15,6 +16,7 @@ from interventions.recurrence import (
     advance,
     read_state,
     resume,
+    state_changes,
 )
 from interventions.recurrence.finding import carrier
 
@@ -177,6 +179,18 @@ def test_changes_compose_in_order_and_nest_and_are_undone():
     assert torch.equal(nested, second)  # what was opened first is done first
     torch.testing.assert_close(undone, plain, rtol=0, atol=1e-5)
     assert torch.equal(model.logits(PROMPTS), plain) and "forward" not in vars(model.module)
+
+
+def test_changes_of_state_are_found_in_other_interventions():
+    model = tiny("mamba")
+    add, direction = AddState(_delta(model)), _direction(model)
+    early = Where(prompt=3, generation=None)
+    assert [c.before for c in state_changes((direction | add).at(early).keeping_norm())] == [early]
+    with torch.no_grad(), applied(model, PerRow([None, direction | add])):
+        logits = model.logits(PROMPTS)
+    torch.testing.assert_close(logits[:1], model.logits(PROMPTS[:1]), rtol=0, atol=1e-5)
+    with torch.no_grad(), applied(model, direction, add):
+        torch.testing.assert_close(logits[1:], model.logits(PROMPTS[1:]), rtol=0, atol=1e-5)
 
 
 def test_states_are_read_and_resumed_as_the_model_itself_carries_them():

@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 
 from ..acts import Acts
-from ..intervention import Chain, Here, Intervention, Placed, Schedule
+from ..intervention import Here, Intervention, PerRow, Placed, Schedule
 from ..where import Where
 from .couples import combined
 from .state import State
@@ -50,6 +50,9 @@ class StateIntervention(Intervention):
         """The same change before other tokens."""
         if schedule is not None:
             raise ValueError("A change of state has no schedule: give one AddState for each scale.")
+        return self.moved_to(where)
+
+    def moved_to(self, where: Where) -> StateIntervention:
         return replace(self, before=where)  # type: ignore[type-var]
 
     def keeping_norm(self) -> NoReturn:
@@ -60,13 +63,20 @@ class StateIntervention(Intervention):
 
 
 def state_changes(intervention: Intervention) -> list[StateIntervention]:
-    """Those in an intervention that change the state, in their order."""
-    if isinstance(intervention, Chain):
-        return state_changes(intervention.first) + state_changes(intervention.then)
+    """Those in an intervention that change the state, in their order and at their tokens and rows."""
+    if isinstance(intervention, StateIntervention):
+        return [intervention]
     if isinstance(intervention, Placed):
-        placed = [change.at(intervention.where) for change in state_changes(intervention.inner)]
-        return [change for change in placed if isinstance(change, StateIntervention)]
-    return [intervention] if isinstance(intervention, StateIntervention) else []
+        return [change.moved_to(intervention.where) for change in state_changes(intervention.inner)]
+    if isinstance(intervention, PerRow):
+        return [
+            change.moved_to(replace(change.before, rows=[i]))
+            for i, row in enumerate(intervention.rows)
+            if row is not None
+            for change in state_changes(row)
+        ]
+    inner = [getattr(intervention, name, None) for name in ("first", "then", "inner")]
+    return [change for one in inner if isinstance(one, Intervention) for change in state_changes(one)]
 
 
 @dataclass(frozen=True, repr=False)
