@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         left_riemann,
         midpoint,
     )
+    from .circuit_interventions import ablation, clamping, steering
     from .curves import plot_curve
     from .discovery import find
     from .drawing import draw
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .graph import ERROR, OUTPUT, Circuit, Node
     from .plots import plot
     from .selection import above, share, top
+    from .steering_plots import plot_dose_response, plot_layer_map, plot_layer_sweep
     from .wiring import edges
 
 __all__ = [
@@ -43,8 +45,10 @@ __all__ = [
     "Node",
     "Score",
     "SiteEffects",
+    "ablation",
     "above",
     "attribution_patching",
+    "clamping",
     "completeness",
     "draw",
     "edges",
@@ -60,15 +64,19 @@ __all__ = [
     "midpoint",
     "plot",
     "plot_curve",
+    "plot_dose_response",
+    "plot_layer_map",
+    "plot_layer_sweep",
     "resample_ablation",
     "share",
+    "steering",
     "top",
     "zero_ablation",
 ]
 
 _MODULES = (
     "attribution", "discovery", "effects", "evaluation", "graph", "selection", "wiring",
-    "drawing", "plots", "curves",
+    "drawing", "plots", "curves", "circuit_interventions", "steering_plots",
 )  # fmt: skip
 
 

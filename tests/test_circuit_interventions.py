@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from circuits import Circuit, embedded, find
+from circuits.circuit_interventions import ablation, clamping, everywhere, steering
 from circuits.graph import ERROR, Node
-from circuits.steering import ablation, clamping, everywhere, steering
 from interventions import Ablate, acts_of, applied, mean_acts, run
 from interventions.features import MadeWith
 

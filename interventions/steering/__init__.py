@@ -8,7 +8,7 @@ from .direction import Direction
 from .divergence import Divergence
 from .dose_response import DoseResponse, dose_response
 from .features import FeatureDifference, feature_difference, feature_direction
-from .fluency import Each, distinct, perplexity, surprise
+from .fluency import Each, Score, distinct, perplexity, surprise
 from .generated import Generated
 from .judges import Judge, Judged, KeywordJudge, LikelihoodJudge, Marks, harmonic_mean
 from .logistic import LogisticProbe, logistic_probe
@@ -27,17 +27,20 @@ from .methods import (
     pca,
 )
 from .moments import Moments
+from .outcomes import Measure
 from .pair_activations import PairActivations, pair_activations
 from .preference import Preference
 from .randomised import randomised
 from .reading import Nearest, Similarity, Tokens, nearest, promoted, similarity
-from .refusal import opens_with_refusal, refuses
+from .refusal import REFUSALS, UNKNOWN, opens_with_refusal, refuses
 from .sweep import LayerSweep, layer_sweep
 from .token_choice import After, Position, Within, answer_letter, differing, every, last
 
 __all__ = [
     "LDA",
     "PCA",
+    "REFUSALS",
+    "UNKNOWN",
     "After",
     "CentredPCA",
     "Direction",
@@ -57,12 +60,14 @@ __all__ = [
     "Marks",
     "Matching",
     "MeanDifference",
+    "Measure",
     "Moments",
     "Nearest",
     "PairActivations",
     "PairedPCA",
     "Position",
     "Preference",
+    "Score",
     "Separation",
     "Similarity",
     "Stability",
