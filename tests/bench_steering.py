@@ -21,6 +21,7 @@ import re
 import statistics
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -197,6 +198,32 @@ def generation(n: int, new: int, batch: int) -> None:
     print("  all write the same tokens")
 
 
+def single_site() -> None:
+    """What steering adds to a call of one block, in microseconds, each at its quickest; no model around."""
+    model, x = llama(256, 4), torch.randn(1, 1, 256)
+    vector = torch.randn(256)
+
+    def quickest(fn: Callable[[], object]) -> float:
+        return 1e6 * min(timeit.repeat(fn, number=50, repeat=2000)) / 50
+
+    block = model.blocks[2]
+    block.forward = lambda x: x  # type: ignore[method-assign]
+    with torch.inference_mode():
+        bare = quickest(lambda: block(x))
+        print("one row of width 256 through a block that does nothing")
+        print(f"  {'x + vector, without a model':34} {quickest(lambda: x + vector):5.1f} us")
+        with applied(model, Add({"resid.2": vector})):
+            print(f"  {'applied':34} {quickest(lambda: block(x)) - bare:5.1f} us")
+        if steering_vectors is not None:
+            with steering_vectors.SteeringVector({2: vector}).apply(model.module):
+                print(f"  {'steering-vectors':34} {quickest(lambda: block(x)) - bare:5.1f} us")
+        if repeng is not None:
+            control = repeng.ControlModel(model.module, [2])
+            control.set_control(repeng.ControlVector("llama", {2: vector.numpy()}))
+            wrapped = model.blocks[2]
+            print(f"  {'repeng':34} {quickest(lambda: wrapped(x)) - bare:5.1f} us")
+
+
 def extraction(n: int, n_pairs: int) -> None:
     model, drawn = llama(384, 6), random.Random(0)
     pairs = []
@@ -256,6 +283,7 @@ def main() -> None:
     for name, library in (("steering-vectors", steering_vectors), ("repeng", repeng)):
         if library is None:
             print(f"{name} is not installed: its rows are missing", file=sys.stderr)
+    single_site()
     extraction(max(5, args.rounds // 4), args.pairs)
     generation(args.rounds, args.new, args.rows)
 
