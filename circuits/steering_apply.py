@@ -61,7 +61,8 @@ def apply(
 ) -> None:
     """Continues every prompt with and without a direction, on the terminal and to a file."""
     if not prompts and not asked.export_gguf:
-        raise ValueError("There is nothing to continue: give a prompt, in quotes.")
+        after = ", before --sites, which takes all words that follow" if asked.sites else ""
+        raise ValueError(f"There is nothing to continue: give a prompt, in quotes{after}.")
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("A prompt is empty: there is nothing to go on from.")
     if out is not None and Path(out).suffix != ".json":

@@ -189,7 +189,8 @@ def _add_extract(parser: argparse.ArgumentParser) -> None:
 
 def _add_apply(parser: argparse.ArgumentParser) -> None:
     _add_folder(parser)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="to be continued")
+    prompts = parser.add_argument("prompts", nargs="+", default=(), metavar="PROMPT", help="to be continued")
+    prompts.required = False  # unlike with nargs="*", they may stand after options
     _add_change(parser, scale=True)
     group = parser.add_argument_group("writing")
     group.add_argument("--max-new-tokens", type=count, default=40, metavar="N",

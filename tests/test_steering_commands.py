@@ -191,6 +191,11 @@ def test_the_site_is_the_one_that_the_sweep_or_else_the_extraction_found(found, 
     assert "Add(resid.0 " in said("apply", found, "The boy", "--max-new-tokens", "1")
 
 
+def test_prompts_may_stand_after_options(found, said):
+    asked = ["--scale", "-2", "--max-new-tokens", "2"]
+    assert said("apply", found, *asked, "The boy") == said("apply", found, "The boy", *asked)
+
+
 def test_drawn_texts_are_the_same_for_the_same_seed(found, said):
     asked = ["apply", found, "The boy", "--sample", "--temperature", "0.9", "--max-new-tokens", "5"]
     assert said(*asked) == said(*asked) != said(*asked, "--seed", "1")
@@ -320,6 +325,7 @@ def test_mistakes_of_extraction_are_one_line(tmp_path, mistake):
 def test_mistakes_of_application_are_one_line(tmp_path, found, mistake):
     assert "no direction in" in mistake("apply", tmp_path / "nowhere", "The boy")
     assert "give a prompt" in mistake("apply", found)
+    assert "before --sites" in mistake("apply", found, "--sites", "resid.1", "The boy")
     assert "is empty" in mistake("apply", found, " ")
     assert "No site matches 'mlp.0'" in mistake("apply", found, "The boy", "--sites", "mlp.0")
     assert "Position 9 is out of range" in mistake("apply", found, "The boy", "--prompt-tokens", "9")
