@@ -126,7 +126,8 @@ def opened(model: Model, text: str) -> list[int]:
     bare = model.tokenizer.encode(text, add_special_tokens=False)
     full = model.tokenizer.encode(text, add_special_tokens=True)
     start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-    opening = full[:start]
+    ends = getattr(model.tokenizer, "eos_token_id", None)
+    opening = full[:start] if bare else [i for i in full if i != ends]
     if not (ids := bare if bare[:start] == opening else opening + bare):
         raise ValueError("There is nothing to go on from: the text is empty, and the tokenizer opens none.")
     return ids

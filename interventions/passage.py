@@ -166,7 +166,8 @@ class Follower:
     @contextmanager
     def of_rows(self, rows: Tensor, total: int) -> Iterator[None]:
         """While open, what is generated is for these of so many rows."""
-        before, self._subset = self._subset, (rows, total)
+        before, (outer, all_rows) = self._subset, self._subset
+        self._subset = (rows, total) if outer is None else (outer[rows.to(outer.device)], all_rows)
         try:
             yield
         finally:

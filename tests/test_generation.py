@@ -133,12 +133,14 @@ def test_texts_are_completed_as_each_is_alone(family):
     assert together[0].split() == [str(i) for i in expected if i > 2]
 
 
-def test_rows_of_an_intervention_are_the_texts_in_their_order():
-    model = tiny("gpt2")
+@pytest.mark.parametrize("family", ["gpt2", "rwkv", "recurrent_gemma"])
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_rows_of_an_intervention_are_the_texts_in_their_order(family, batch_size):
+    model = tiny(family)
     model.tokenizer = Words()
     edit = Add({"resid.1": 3 * torch.randn(32, generator=torch.Generator().manual_seed(1)).double()})
     with applied(model, edit.at(Where(rows=[2]))):
-        some = model.complete(TEXTS, **GREEDY, batch_size=2)
+        some = model.complete(TEXTS, **GREEDY, batch_size=batch_size)
     with applied(model, edit):
         every = model.complete(TEXTS, **GREEDY)
     assert some[:2] == model.complete(TEXTS[:2], **GREEDY)

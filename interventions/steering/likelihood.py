@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..generation import opened
 from ..model import Model
 
 Ids = tuple[int, ...]
@@ -22,10 +23,8 @@ def prompt_ids(model: Model, prompt: str | Sequence[int]) -> Ids:
     if not isinstance(prompt, str):
         ids = tuple(int(i) for i in prompt)
     else:
-        tokenizer = _tokenizer(model, prompt)
-        bare = tuple(tokenizer.encode(prompt, add_special_tokens=False))
-        opening = _opening(tokenizer)
-        ids = bare if bare[: len(opening)] == opening else opening + bare
+        _tokenizer(model, prompt)
+        ids = tuple(opened(model, prompt))
     if not ids:
         raise ValueError("A prompt needs at least one token: an empty one leaves nothing to predict from.")
     return ids
@@ -145,13 +144,6 @@ def _tokenizer(model: Model, text: str) -> Any:
     if model.tokenizer is None:
         raise TypeError(f"This model has no tokenizer for texts such as {text[:40]!r}: give token ids.")
     return model.tokenizer
-
-
-def _opening(tokenizer: Any) -> Ids:
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    full = tokenizer.encode("a", add_special_tokens=True)
-    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-    return tuple(full[:start])
 
 
 def _tail(prompt: str | Sequence[int]) -> str:
