@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import families
 import pytest
 import torch
 from recurrent_families import RECURRENT, Recurrent, float64_throughout, tiny, tokens
@@ -173,6 +174,29 @@ def test_modules_of_torch_keep_their_own_ways():
     }  # fmt: skip
     whole = model.logits(TOKENS % 16)
     torch.testing.assert_close(resume(model, state, TOKENS[:, 5:] % 16), whole[:, 5:])
+
+
+def test_a_state_that_is_handed_about_in_the_open_is_found_in_the_modules():
+    class Open(Recurrent):
+        def forward(self, tokens, state=None):
+            x, ends = 10 * self.embed(tokens), []
+            for layer, begin in zip(self.layers, state or [None, None], strict=True):
+                x, end = layer(x, begin)
+                ends.append(end)
+            return self.head(x), ends
+
+    torch.manual_seed(0)
+    model = Model.load(Open(nn.GRU))
+    logits = resume(model, read_state(model, TOKENS[:, :4]), TOKENS[:, 4:])
+    torch.testing.assert_close(logits, model.logits(TOKENS)[:, 4:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "rwkv", "recurrent_gemma"])
+def test_the_ways_of_going_on_are_the_same_in_coarse_numbers(family, dtype):
+    fine, coarse = carrier(tiny(family)), carrier(families.tiny(family, dtype))
+    assert (coarse.chunks, coarse.rows, coarse.names) == (fine.chunks, fine.rows, fine.names)
+    assert [c.scale for c in coarse.couples] == [c.scale for c in fine.couples]
 
 
 # What cannot be done, said early

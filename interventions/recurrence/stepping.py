@@ -59,7 +59,7 @@ def stepping(model: Model, changes: Sequence[StateIntervention]) -> Iterator[Mod
             del made[len(made) - len(mine) :]
         return
     own, left = model.module.forward, carrying.held()
-    stepper = _Stepper(model, carrying, mine, own)
+    stepper = _Stepper(model, carrying, mine, own, list(inspect.signature(own).parameters))
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -84,6 +84,7 @@ class _Stepper:
     carrying: Carrier
     made: _Changes
     own: Callable[..., Any]
+    names: list[str]  # of its parameters
 
     @property
     def changes(self) -> list[StateIntervention]:
@@ -94,9 +95,8 @@ class _Stepper:
         passage = self.model.passage
         if not self.changes or passage is None or self.model.follower.told is not None:
             return self.own(*args, **kwargs)
-        names = list(inspect.signature(self.own).parameters)
-        given = dict(zip(names, args, strict=False)) | kwargs
-        tokens = given.pop(names[0], None)
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        tokens = given.pop(self.names[0], None)
         touched = [self._touched(change, passage) for change in self.changes]
         cuts = torch.stack(touched).any(0).any(0).nonzero()[:, 0].tolist()
         single = isinstance(tokens, Tensor) and tokens.shape[1] == 1 < len(tokens)
