@@ -41,7 +41,7 @@ def test_words_of_one_list_count_against_those_of_the_other(stories):
 def test_a_direction_from_girls_and_boys_turns_he_into_she(stories, folder, tmp_path):
     model, (gender, _) = Model.load(folder), stories.behaviours()
     small = {**vars(gender), "questions": gender.questions[:12], "prompts": gender.prompts[:2]}
-    plan = {"sites": ["resid.3", "resid.4"], "sweep": [1], "doses": [-1, 1], "most_kl": 1.0, "seeds": 2}
+    plan = {"sites": ["resid.3", "resid.4"], "sweep": [1], "doses": [-1, 1], "seeds": 2}
     behaviour = stories.Behaviour(**small)
     found = stories.study(
         model, behaviour, ["Once upon a time"], tmp_path, new_tokens=5, options={}, n_random=1, **plan

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from smollm2 import packaged
@@ -21,8 +20,7 @@ from steering_stories import Behaviour, More, draw, report, study
 
 import tasks
 from interventions import Model
-from interventions.steering.choices import Matching
-from interventions.steering.refusal import opens_with_refusal
+from interventions.steering import Matching, opens_with_refusal
 
 GOOD = ("good", "great", "wonderful", "excellent", "love*", "enjoy*", "best", "beautiful*", "delicious",
         "amazing", "fantastic", "perfect*", "happy", "delight*", "pleasant", "recommend*", "impress*",
@@ -56,6 +54,12 @@ ANSWERS = (
 )  # fmt: skip
 REFUSING, COMPLYING = ("I", "Sorry"), ("To", "Here", "Sure", "Yes", "You")  # how an answer begins
 
+DOSES = {
+    "opinions": (-2, -1, 1, 2),
+    "french": (-1, 0.5, 1, 1.5),
+    "agreeing": (-2, -1, 1, 2),
+    "refusal": (-2, -1, 1, 2),
+}
 LABELS = {
     "opinions": {"preference": "log-odds good, bad", "words": "good less bad words, %"},
     "french": {"preference": "log-odds French, English", "words": "French less English, %"},
@@ -78,14 +82,18 @@ def opinions(model: Model) -> Behaviour:
     )  # fmt: skip
 
 
+def in_french(prompt: str) -> str:
+    end = "<|im_end|>\n<|im_start|>assistant"
+    return prompt.replace(end, f" Answer in French.{end}") if end in prompt else f"In French. {prompt}"
+
+
 def french(model: Model) -> Behaviour:
     pairs, others = tasks.english_french(n=32).flipped().split(16)
     asked = ("This is a sentence:", "She said:")
     return Behaviour(
         "french", pairs, [(prompt, *(f" {text}" for text in pair)) for prompt in asked for pair in others],
         [chat(model, question) for question in QUESTIONS], More(FRENCH, ENGLISH),
-        lambda prompt: prompt.replace("<|im_end|>\n<|im_start|>assistant",
-                                      " Answer in French.<|im_end|>\n<|im_start|>assistant"),
+        in_french, most_kl=1.0,
     )  # fmt: skip
 
 
@@ -124,21 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/steering"))
     parser.add_argument("--behaviours", nargs="+", choices=BEHAVIOURS, default=list(BEHAVIOURS))
     parser.add_argument("--sites", nargs="+", default=[f"resid.{i}" for i in (4, 9, 14, 19, 24)])
-    parser.add_argument("--doses", type=float, nargs="+", default=[-2, -1, 1, 2])
+    parser.add_argument("--doses", type=float, nargs="+", help="for all; by default each has its own")
     parser.add_argument("--seeds", type=int, default=5, help="random directions")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     model = Model.load(args.model or packaged(), dtype=torch.float32)
     print(model)
-    options: dict[str, Any] = {}
     texts = [f"{question}\n{answer}" for question, answer in ANSWERS]
     for name in args.behaviours:
         start = time.perf_counter()
         behaviour = BEHAVIOURS[name](model)
         found = study(
-            model, behaviour, texts, args.out / name, sites=args.sites, sweep=[1, 2], doses=args.doses,
-            most_kl=0.5, seeds=args.seeds, new_tokens=20, options=options, n_random=1, batch_size=24,
+            model, behaviour, texts, args.out / name, sites=args.sites, sweep=[1, 2],
+            doses=args.doses or DOSES[name], seeds=args.seeds, new_tokens=20, options={}, n_random=1,
+            batch_size=24,
         )  # fmt: skip
         report(behaviour, found, time.perf_counter() - start)
         draw(behaviour, found, args.out, LABELS[name])

@@ -20,14 +20,21 @@ import torch
 import tasks
 from circuits.steering_plots import plot_dose_response, plot_layer_sweep
 from interventions import Add, Model
-from interventions.steering import Direction, contrast
-from interventions.steering.divergence import Divergence
-from interventions.steering.dose_response import DoseResponse, dose_response
-from interventions.steering.fluency import Each, distinct, surprise
-from interventions.steering.generated import Generated
-from interventions.steering.outcomes import Measure
-from interventions.steering.preference import Preference
-from interventions.steering.sweep import LayerSweep, layer_sweep
+from interventions.steering import (
+    Direction,
+    Divergence,
+    DoseResponse,
+    Each,
+    Generated,
+    LayerSweep,
+    Measure,
+    Preference,
+    contrast,
+    distinct,
+    dose_response,
+    layer_sweep,
+    surprise,
+)
 from interventions.steering.words import occurrences
 from tasks import ContrastSet
 
@@ -44,6 +51,7 @@ SOMEONE = ("child", "friend", "doctor", "teacher", "baby", "bear", "bird", "cat"
            "mouse")  # fmt: skip
 
 
+DOSES = {"gender": (-2, -1, -0.5, 0.5, 1, 2), "mood": (-4, -2, -1, 1, 2, 4)}
 LABELS = {
     "gender": {"preference": "log-odds she, he", "words": "she less he, %"},
     "mood": {"preference": "log-odds happy, sad", "words": "glad less sad words, %"},
@@ -61,6 +69,7 @@ class Behaviour:
     score: Callable[[str], float]  # of what is written
     prompting: Callable[[str], str]  # what a user would do without steering
     asked: Callable[[Sequence[Any]], Any] = Preference
+    most_kl: float = 0.5  # nats per token by which the prediction of other texts may move, when choosing
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,13 @@ class More:
 
 def study(
     model: Model, behaviour: Behaviour, texts: Sequence[str], out: Path, *, sites: Sequence[str],
-    sweep: Sequence[float], doses: Sequence[float], most_kl: float, seeds: int, new_tokens: int,
-    options: dict[str, Any], n_random: int = 2, batch_size: int = 64,
+    sweep: Sequence[float], doses: Sequence[float], seeds: int, new_tokens: int, options: dict[str, Any],
+    n_random: int = 2, batch_size: int = 64,
 ) -> Study:  # fmt: skip
     """Finds directions, chooses a site on one half of the questions, and measures on the other.
 
     Chosen is what moves the preference most among all that moves the prediction of `texts` by less than
-    `most_kl` nats per token. The control is a direction of the same norm found in texts that all have what
+    `most_kl` allows. The control is a direction of the same norm found in texts that all have what
     the positive ones have. Both runs are kept in `out`, and go on there if they were ended.
     """
     found = contrast(model, behaviour.pairs, sites, folds=5, bootstrap=100, batch_size=8, progress=False)
@@ -109,7 +118,7 @@ def study(
         [behaviour.asked(to_choose), Divergence(texts)], random=n_random, folder=out / "sweep",
     )  # fmt: skip
     site, multiplier = swept.best(
-        swept.measures[0], allowed=lambda s, m: swept.effect("divergence", s, m).mean < most_kl
+        swept.measures[0], allowed=lambda s, m: swept.effect("divergence", s, m).mean < behaviour.most_kl
     )
     chosen, norm = found.only(site), found.norms[site]
     scores = {"words": Each(behaviour.score), "surprise": surprise, "distinct": Each(distinct)}
@@ -165,11 +174,13 @@ def behaviours() -> list[Behaviour]:
             "gender", tasks.girl_boy(n=100), tasks.who(n=84),
             [f"{who} was {what}." for who in someone for what in ("in the park", "at home")],
             More(GIRL, BOY), lambda prompt: f"Once upon a time, there was a little girl named Lily. {prompt}",
+            most_kl=0.3,
         ),
         Behaviour(
             "mood", tasks.happy_sad(n=100), tasks.feelings(n=80),
             [f"{who} went {to}." for who in someone for to in ("to the park", "home")],
             More(GLAD, SORRY), lambda prompt: f"Once upon a time, there was a very happy child. {prompt}",
+            most_kl=0.3,
         ),
     ]  # fmt: skip
 
@@ -182,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/steering-stories"))
     parser.add_argument("--seeds", type=int, default=8, help="random directions")
     parser.add_argument("--prompts", type=int, default=48, help="to write after, for each behaviour")
-    parser.add_argument("--doses", type=float, nargs="+", default=[-2, -1, -0.5, -0.25, 0.25, 0.5, 1, 2])
+    parser.add_argument("--doses", type=float, nargs="+", help="for both; by default each has its own")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = Model.load(args.model)
@@ -196,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         behaviour = Behaviour(**{**vars(behaviour), "prompts": behaviour.prompts[: args.prompts]})
         found = study(
             model, behaviour, texts, args.out / behaviour.name, sites=[f"resid.{i}" for i in range(5)],
-            sweep=[-2, -1, 1, 2], doses=args.doses, most_kl=0.3, seeds=args.seeds, new_tokens=60,
-            options=sampled,
+            sweep=[-2, -1, 1, 2], doses=args.doses or DOSES[behaviour.name], seeds=args.seeds,
+            new_tokens=60, options=sampled,
         )  # fmt: skip
         report(behaviour, found, time.perf_counter() - start)
         draw(behaviour, found, args.out, LABELS[behaviour.name])
