@@ -77,9 +77,7 @@ def apply(
         _export(intervention, asked, found, part, say)
     arms: dict[str, Intervention | None] = {"unsteered": None, "steered": intervention}
     if asked.random_control is not None:
-        arms[f"random {asked.random_control}"] = steered(
-            at_random(part, asked.random_control), asked, asked.scale
-        )
+        arms[f"random {asked.random_control}"] = at_random(part, asked, asked.scale, asked.random_control)
     texts = []
     templated = found.options.get("chat") if asked.chat is None else asked.chat
     ask = chat(found.model) if templated else None

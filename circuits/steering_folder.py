@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from interventions.edits import Add, Project
 from interventions.intervention import Intervention
 from interventions.model import Model
 from interventions.recurrence import AddState, State
 from interventions.steering.direction import Direction
+from interventions.steering.randomised import randomised
 
 from .files import read_json
 from .question import Say, chosen, described, loaded_model, whole_path
@@ -145,15 +144,8 @@ def steered(part: Direction | State, change: Change, scale: float) -> Interventi
     return made if at.everywhere else made.at(at)
 
 
-def at_random(part: Direction | State, seed: int) -> Direction | State:
-    """As long, in random directions."""
-    if isinstance(part, Direction):
-        return Direction.random(part, seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(x: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        return noise * (x.norm() / noise.norm())
-
-    scales = {couple.scale for couple in part.couples}
-    return part.replaced({name: drawn(x) for name, x in part.items() if name not in scales})
+def at_random(part: Direction | State, change: Change, scale: float, seed: int) -> Intervention:
+    """The same along random directions as long: those that `evaluate` draws for that seed."""
+    if change.project_out and isinstance(part, Direction):
+        return steered(Direction.random(part, seed), change, scale)
+    return randomised(steered(part, change, scale), seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from .steering_folder import (
     FOLDERS,
     SETTINGS,
     Found,
-    at_random,
     discard,
     loaded,
     note,
@@ -109,7 +108,6 @@ def evaluate(
     part = part_of(begun.found, trial.sites)
     say(f"Steering      {visible(repr(steered(part, trial, 1.0)))}, times a multiplier")
     folder = _room(begun, "evaluate", command, fresh)
-    controls, random = _controls(part, trial)
     instruction = begun.questions.instruction if trial.instruction is None else trial.instruction
     with interruptible(f"The same command goes on from {folder}."):
         found = dose_response(
@@ -117,8 +115,7 @@ def evaluate(
             partial(_steer, part, trial),
             trial.multipliers,
             begun.measures,
-            random=random,
-            controls=controls,
+            random=trial.random,
             prompting=partial(begun.ask.instructed, instruction) if instruction else None,
             folder=folder,
             progress=progress,
@@ -136,16 +133,6 @@ def evaluate(
 
 def _steer(part: Direction | State, trial: Trial, multiplier: float) -> Intervention:
     return steered(part, trial, multiplier)
-
-
-def _controls(
-    part: Direction | State, trial: Trial
-) -> tuple[dict[str, Callable[[float], Intervention]], int]:
-    """Controls by name, and how many random directions the library draws."""
-    if isinstance(part, Direction):
-        return {}, trial.random
-    drawn = {f"control {seed}": at_random(part, seed) for seed in range(trial.random)}
-    return {name: partial(_steer, held, trial) for name, held in drawn.items()}, 0
 
 
 # --- what is measured ---------------------------------------------------------------------------------------
