@@ -105,7 +105,7 @@ class Carrier:
     def told(self, tree: dict[str, Any], start: int, tokens: Tensor) -> dict[str, Any]:
         """The arguments, besides tokens, of a pass that goes on from `tree` at position `start`."""
         known = inspect.signature(self.module.forward).parameters
-        told: dict[str, Any] = {"use_cache": True} if "use_cache" in known else {}
+        told: dict[str, Any] = {"use_cache": True} if self.parameter and caches(known) else {}
         if self.parameter is not None and tree["cache"] is not None:
             told[self.parameter] = tree["cache"]
         if "position_ids" in known:
@@ -176,6 +176,11 @@ def _going_on(module: nn.Module, ends: dict[str, Any], path: str) -> list[Any]:
 
 def batched(x: Tensor) -> bool:
     return x.is_floating_point() and x.ndim > 1
+
+
+def caches(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a forward pass with these parameters can be told to keep its state."""
+    return "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def logits_of(out: Any) -> Tensor:

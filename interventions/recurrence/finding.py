@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..model import _FAILURES, Model
 from ..observation import sample
-from .carrier import Carrier, batched
+from .carrier import Carrier, batched, caches
 from .couples import Couple
 from .slots import Slot, batch_axis, couples, named
 from .trees import Path, tensors
@@ -104,7 +104,7 @@ def _placed(model: Model, tokens: Tensor) -> Carrier:
         raise ValueError("it reads its text from both ends")
     plain = Carrier(module, model.follower, rnns=rnns)
     parameter = next((p for p in _PARAMETERS if p in known), None)
-    if parameter is None or "use_cache" not in known:
+    if parameter is None or not caches(known):
         return plain
     carrier = replace(plain, parameter=parameter, left=_left(module, tokens))
     if carrier.advance(tokens)[1].tree["cache"] is not None or parameter != "past_key_values":
