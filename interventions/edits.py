@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -236,6 +236,7 @@ class Project(TensorEdit):
 
     directions: BySite[Tensor]
     to: BySite[Any] | None = None
+    _bases: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for site, given in self.directions.items():
@@ -260,12 +261,22 @@ class Project(TensorEdit):
     def tensor(self, site: str, x: Tensor, here: Here) -> Tensor:
         rows = torch.atleast_2d(_fitting(self.directions, site, x))
         exact = rows.to(torch.promote_types(x.dtype, torch.float32))
-        basis = torch.linalg.qr(exact.T).Q if len(rows) > 1 else (exact / exact.norm()).T
+        basis = self._basis(site, exact)
         out = x - (x.to(exact.dtype) @ basis @ basis.T).to(x.dtype)
         if self.to is None:
             return out
         to = torch.as_tensor(_by_name(self.to)[site], device=x.device, dtype=x.dtype)
         return out + (to.reshape(-1, 1) * rows / exact.norm(dim=-1, keepdim=True).to(x.dtype)).sum(0)
+
+    def _basis(self, site: str, rows: Float[Tensor, "k d_model"]) -> Float[Tensor, "d_model k"]:
+        """An orthonormal basis; kept, since every token asks for it."""
+        key = (site, rows.dtype, rows.device)
+        if rows.requires_grad or key not in self._bases:
+            found = torch.linalg.qr(rows.T).Q if len(rows) > 1 else (rows / rows.norm()).T
+            if rows.requires_grad:
+                return found
+            self._bases[key] = found
+        return self._bases[key]
 
     def __repr__(self) -> str:
         sites = (f"{s}{'' if v.ndim == 1 else f' {len(v)} directions'}" for s, v in self.directions.items())

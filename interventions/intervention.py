@@ -109,9 +109,7 @@ class Intervention(ABC):
         """The same, moving the activations of a token by at most `most` times their norm."""
         return Clipped(self, most)
 
-    def explain(
-        self, model: Model, prompt: Any, *, max_new_tokens: int = 0, dictionaries: Any = None
-    ) -> Any:
+    def explain(self, model: Model, prompt: Any, *, max_new_tokens: int = 0, dictionaries: Any = None) -> Any:
         """Which tokens of `prompt`, and of what the model then writes, are changed at each site.
 
         Prints well; `.touched` maps sites to a boolean for every token.
@@ -226,20 +224,28 @@ class Placed(_Changed):
         return self.inner.placed or self.schedule is not None or not self.where.everywhere
 
     def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
-        changed = self.inner(site, acts, here)
         if not self.placed:
-            return changed
+            return self.inner(site, acts, here)
         here = _known(here)
+        if self._misses(here):
+            return acts
+        changed = self.inner(site, acts, here)
         return changed.map(lambda new, old: self._blended(new, old, here, here.tensor(acts)), acts)
 
     def tensor(self, site: str, x: Tensor, here: Here) -> Tensor:
-        changed = self.inner.tensor(site, x, here)
-        return self._blended(changed, x, _known(here), x) if self.placed else changed
+        if not self.placed:
+            return self.inner.tensor(site, x, here)
+        if self._misses(here):
+            return x
+        return self._blended(self.inner.tensor(site, x, here), x, here, x)
 
     def inverse(self) -> Intervention:
         if self.schedule is not None or self.where.when is not None:
             return super().inverse()
         return Placed(self.inner.inverse(), self.where)
+
+    def _misses(self, here: Here) -> bool:
+        return here.passage is not None and self.where.misses(here.passage)
 
     def _blended(self, new: Tensor, old: Tensor, here: Here, x: Tensor) -> Tensor:
         assert here.passage is not None

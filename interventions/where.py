@@ -294,6 +294,10 @@ class Where:
     def everywhere(self) -> bool:
         return self._clauses == (_ALL, _ALL) and self.rows is None and self.when is None
 
+    def misses(self, passage: Passage) -> bool:
+        """Whether it is plain that no token of the pass is meant."""
+        return passage.only_generated and self._clauses[1] is None
+
     @property
     def watches(self) -> Set[str]:
         """Names of further sites that the condition reads."""
@@ -323,11 +327,8 @@ class Where:
         return holds if every is None else every & holds
 
     def _placed(self, passage: Passage, read: Any) -> Bool[Tensor, "row pos"] | None:
-        if self.rows is None and passage.only_generated:
-            if self._clauses[1] is _ALL:
-                return None
-            if self._clauses[1] is None:
-                return torch.zeros_like(passage.text[:, passage.start : passage.stop], dtype=torch.bool)
+        if self.rows is None and passage.only_generated and self._clauses[1] is _ALL:
+            return None
         if id(self) in passage.placed:
             return passage.placed[id(self)]
         found = torch.zeros_like(passage.real)
