@@ -138,6 +138,7 @@ class Follower:
         self._generations: list[_Generation] = []
         self._prompts: list[Tensor | int | None] = []
         self._subset: tuple[Tensor | None, int] = (None, 0)
+        self.parted = 0  # how many hold that passes are made in parts
         self.told: Passage | None = None  # by somebody who makes a pass in parts
 
     @property

@@ -8,6 +8,7 @@ from families import module, tiny
 from oracles import headless
 
 from interventions import Add, Model, applied
+from interventions.recurrence import AddState, read_state
 from interventions.steering.choices import Matching, letter_tokens
 from interventions.steering.confidence import bootstrap
 from interventions.steering.digest import digest
@@ -301,3 +302,15 @@ def test_digests_tell_contents_apart():
 def test_every_error_says_what_was_given(make, error, words):
     with pytest.raises(error, match=re.escape(words)):
         make(model_of())
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_h1"])
+def test_prompts_of_unequal_length_are_measured_under_a_change_of_state_as_alone(family):
+    model = tiny(family)
+    delta = read_state(model, torch.tensor([[5, 6, 7]])) - read_state(model, torch.tensor([[8, 9, 10]]))
+    items = [((5, 9, 11, 7), 20, 21), ((30, 31), 20, 21), ((8, 8, 15), 20, 21)]
+    with applied(model, AddState(delta, 2.0)):
+        together = Preference(items)(model)
+        alone = torch.cat([Preference([item])(model) for item in items])
+    torch.testing.assert_close(together, alone)
+    assert not torch.allclose(together, Preference(items)(model))

@@ -66,10 +66,12 @@ def stepping(model: Model, changes: Sequence[StateIntervention]) -> Iterator[Mod
         return stepper(*args, **kwargs)
 
     _open[model] = mine
+    model.follower.parted += 1
     try:
         with model.following(), returning({model.module: forward}):
             yield model
     finally:
+        model.follower.parted -= 1
         del _open[model]
         carrying.leave(left)
 

@@ -91,14 +91,14 @@ def log_probabilities(
 
 
 def batches(lengths: Sequence[Any], model: Model, batch_size: int) -> Iterator[list[int]]:
-    """Indices of rows that go in one pass, shortest first; of one length where the model cannot pad.
+    """Indices of rows that go in one pass, shortest first; of one length where padding may be read.
 
     A row of several parts has its length as a tuple.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: a batch has at least 1 row.")
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    pads = len(set(lengths)) == 1 or model.pads
+    pads = len(set(lengths)) == 1 or (model.pads and not model.follower.parted)
     batch: list[int] = []
     for i in order:
         if batch and (len(batch) == batch_size or not (pads or lengths[batch[0]] == lengths[i])):
