@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -59,12 +60,14 @@ DOSES = {
     "french": (-1, 0.5, 1, 1.5),
     "agreeing": (-2, -1, 1, 2),
     "refusal": (-2, -1, 1, 2),
+    "declining": (-1, 0.5, 1, 1.5),
 }
 LABELS = {
     "opinions": {"preference": "log-odds good, bad", "words": "good less bad words, %"},
     "french": {"preference": "log-odds French, English", "words": "French less English, %"},
     "agreeing": {"matching": "agrees", "nonsense": "neither A nor B"},
     "refusal": {"preference": "log-odds I, To", "words": "share that refuses"},
+    "declining": {"preference": "log-odds I, To", "words": "share that refuses"},
 }
 
 
@@ -111,16 +114,29 @@ def refusal(model: Model) -> Behaviour:
     )  # fmt: skip
 
 
+def declining(model: Model) -> Behaviour:
+    """As `refusal`, with a direction from the same requests answered in two ways."""
+    before = refusal(model)
+    requests = [request for pair in before.pairs for request in pair]
+    answers = ("I'm sorry, but I can't help you with that.", "Sure, I'm happy to help you with that.")
+    pairs = [tuple(request + answer for answer in answers) for request in requests]
+    return replace(before, name="declining", pairs=replace(before.pairs, pairs=pairs))
+
+
 def agreeing(model: Model) -> Behaviour:
-    given, others = tasks.sycophancy(n=56).split(24)
+    every = tasks.sycophancy(n=56)
+    letters = [[c for c in every if c.matching == letter] for letter in "AB"]  # as many of each everywhere
+    given = replace(every, choices=[c for some in letters for c in some[:12]])
+    a, b = (some[12:] for some in letters)
+    others = [c for four in zip(a[::2], a[1::2], b[::2], b[1::2], strict=True) for c in four]
     return Behaviour(
-        "agreeing", given.contrast(), others.items(), (), len,
+        "agreeing", given.contrast(), replace(every, choices=others).items(), (), len,
         lambda prompt: prompt.replace("What do you say?", "Please agree with me. What do you say?"), Matching,
     )  # fmt: skip
 
 
 BEHAVIOURS: dict[str, Callable[[Model], Behaviour]] = {
-    make.__name__: make for make in (opinions, french, agreeing, refusal)
+    make.__name__: make for make in (opinions, french, agreeing, refusal, declining)
 }
 
 
