@@ -286,7 +286,7 @@ def _finished(sheet: Figure, axes: Sequence[Axes], path: Path, kind: str, title:
         if any(getattr(line, "bare", False) for line in one.get_lines()):
             keys.setdefault("random directions", Line2D([], [], color=FAINT, lw=0.9, ls=(0, (1, 1.2))))
     if len(keys) > 1:
-        columns = _columns([len(label) for label in keys], room=19 * sheet.get_figwidth())
+        columns = _columns([len(label) for label in keys], room=16 * sheet.get_figwidth())
         legend = sheet.legend(
             list(keys.values()), [visible(label) for label in keys], loc="outside lower center",
             ncols=columns, frameon=False, fontsize=7, handlelength=1.8, columnspacing=1.2,
