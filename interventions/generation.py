@@ -47,7 +47,8 @@ def generate(
     if mask.shape != tokens.shape or not mask.any(1).all():
         raise ValueError("The mask has a number for each token, and a 1 in every row.")
     way = model.writes
-    groups = _groups(mask, way)
+    # In parts of a pass, padding may be read as text is.
+    groups = _groups(mask, "equal" if model.follower.parted and way == "padded" else way)
     if len(groups) == 1:
         return written(model, _turned(tokens, mask), way, kwargs)
     if kwargs.get("return_dict_in_generate"):

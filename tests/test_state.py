@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import OrderedDict
 
 import families
@@ -199,6 +201,39 @@ def test_the_ways_of_going_on_are_the_same_in_coarse_numbers(family, dtype):
     assert [c.scale for c in coarse.couples] == [c.scale for c in fine.couples]
 
 
+@pytest.mark.parametrize("family", ["mamba", "rwkv", "xlstm", "jamba", "lstm"])
+def test_what_is_known_of_a_model_does_not_keep_it_alive(family):
+    model = families.tiny(family)
+    carrier(model)
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "rwkv"])
+@pytest.mark.filterwarnings("ignore:.*sums of weights")
+def test_one_state_goes_with_many_differences(family):
+    model = tiny(family)
+    state = read_state(model, TOKENS[:1, :4])
+    delta = read_state(model, TOKENS[:, :3]) - read_state(model, TOKENS[:, 3:6])
+    moved = state + delta
+    assert moved.lengths == (4, 4, 4)
+    for i in range(3):
+        alone = resume(model, state + delta.rows([i]), TOKENS[i : i + 1, 4:])
+        _same(resume(model, moved, TOKENS[:, 4:])[i], alone[0], family)
+
+
+@pytest.mark.parametrize("family", ["jamba", "xlstm"])
+def test_rows_of_a_state_from_a_file_are_joined_with_others_and_resumed(family, tmp_path):
+    model = tiny(family)
+    state, whole = read_state(model, TOKENS[:, :4]), model.logits(TOKENS)
+    state.save(tmp_path)
+    loaded = State.load(tmp_path)
+    mixed = State.joined([loaded.rows([2, 0]), state.rows([1])])
+    _same(resume(model, mixed, TOKENS[[2, 0, 1], 4:]), whole[[2, 0, 1], 4:], family)
+
+
 # What cannot be done, said early
 
 
@@ -238,6 +273,10 @@ def test_states_of_other_models_and_parts_of_states_are_refused():
         state - other
     with pytest.raises(ValueError, match="cannot be joined"):
         State.joined([state, other])
+    with pytest.raises(ValueError, match=r"cannot be joined to .*: one is a difference"):
+        State.joined([state, state - state])
+    with pytest.raises(ValueError, match="No row is named"):
+        state.rows([])
     with pytest.raises(ValueError, match=r"lacks conv\.0"):
         resume(model, state.only("recurrent.*"), TOKENS)
     with pytest.raises(ValueError, match="add it to a state"):

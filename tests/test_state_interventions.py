@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
@@ -283,4 +285,34 @@ def test_padding_that_would_be_read_into_the_state_is_refused():
     hybrid = tiny("jamba")
     early = AddState(_delta(hybrid), before=Where(prompt=1))
     with pytest.raises(ValueError, match="equal length"), applied(hybrid, early):
-        _written(hybrid, PROMPTS, mask=mask)
+        hybrid.module(PROMPTS, attention_mask=mask)
+    mamba2 = tiny("mamba2")
+    with (
+        pytest.raises(ValueError, match="equal length"),
+        applied(mamba2, AddState(_delta(mamba2), before=Where(prompt=1))),
+    ):
+        mamba2.module(PROMPTS[:, :3], attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "jamba", "falcon_h1"])
+def test_padded_prompts_changed_early_are_written_on_as_each_alone(family):
+    model, prompts = tiny(family), tokens(3, 6)
+    mask = torch.ones_like(prompts)
+    mask[0, :2] = mask[2, :4] = 0
+    change = AddState(_delta(model, 3), scale=0.5, before=Where(prompt=[1, -1], generation="all"))
+    with applied(model, change):
+        together = _written(model, prompts, mask=mask)
+    for i, n in enumerate(mask.sum(1).tolist()):
+        with applied(model, replace(change, delta=change.delta.rows([i]))):
+            assert torch.equal(together[i, -5:], _written(model, prompts[i : i + 1, 6 - n :])[0, -5:])
+
+
+@pytest.mark.parametrize("family", ["mamba", "rwkv", "jamba", "xlstm"])
+def test_a_changed_pass_returns_what_it_is_asked_for_or_says_why_not(family):
+    model = tiny(family)
+    with torch.no_grad(), applied(model, AddState(_delta(model))):
+        logits = model.logits(PROMPTS)
+        out = model.module(PROMPTS, return_dict=False)
+        with pytest.raises(ValueError, match="no loss: leave out labels"):
+            model.module(PROMPTS, labels=PROMPTS)
+    assert isinstance(out, tuple) and torch.equal(out[0], logits)

@@ -169,6 +169,7 @@ def _nothing_read(
 ) -> Callable[[int], list[Tensor]]:
     """A list of tensors to begin with: the model's own would round its numbers to float32."""
     scales = {slot.path for slot in slots if any(couple.scale == slot.name for couple in possible)}
+    dtype = model.dtype  # not the model, which would live as long as what is known of it
 
     def begin(batch: int) -> list[Tensor]:
         return [
@@ -176,7 +177,7 @@ def _nothing_read(
                 (batch, *x.shape[1:]),
                 -1e30 if path in scales else 0.0,
                 device=x.device,
-                dtype=torch.promote_types(x.dtype, model.dtype),
+                dtype=torch.promote_types(x.dtype, dtype),
             )
             for path, x in fixed.items()
         ]

@@ -99,6 +99,8 @@ class State(Mapping[str, Tensor]):
     def rows(self, index: Sequence[int]) -> State:
         """Some rows of the batch, in that order; a row may be named again and again."""
         index = [int(i) for i in index]
+        if not index:
+            raise ValueError("No row is named: a state has at least one.")
         if outside := [i for i in index if not -self.batch <= i < self.batch]:
             raise ValueError(f"Row {outside[0]} is out of range: the state has {self.batch} rows.")
         index = [i % self.batch for i in index]
@@ -154,6 +156,8 @@ class State(Mapping[str, Tensor]):
         tenths of one away, that entry takes a shorter step, in num as in den, and a warning says how many.
         """
         self._checked(delta)
+        if self.batch == 1 < delta.batch:
+            return self.rows([0] * delta.batch).moved(delta, scale)
         if not self.lengths:
             out = combined(lambda x, d: x + scale * d, self._over(delta), delta._over(self), self.couples)
             return replace(self, tensors=out)
@@ -191,13 +195,16 @@ class State(Mapping[str, Tensor]):
         for state in states[1:]:
             if state.fingerprint != first.fingerprint or list(state) != list(first):
                 raise ValueError(f"{state!r} cannot be joined to {first!r}: another model, or other tensors.")
+            if bool(state.lengths) != bool(first.lengths):
+                raise ValueError(f"{state!r} cannot be joined to {first!r}: one is a difference.")
         tensors = {name: torch.cat([state[name] for state in states]) for name in first}
         lengths = tuple(n for state in states for n in state.lengths)
         out = cls(tensors, first.fingerprint, lengths, first.couples)
+        if out.length is None or any(state.rest.keys() != first.rest.keys() for state in states):
+            return out
         carries = [state.carry for state in states if state.carry is not None]
-        if len(carries) == len(states) and out.length is not None:
-            return replace(out, rest=_stacked([state.rest for state in states]), carry=joined(carries))
-        return out
+        carry = joined(carries) if len(carries) == len(states) else None
+        return replace(out, rest=_stacked([state.rest for state in states]), carry=carry)
 
     def _over(self, other: State) -> dict[str, Tensor]:
         """With zeros where the other has something more."""

@@ -131,7 +131,11 @@ class _Stepper:
     ) -> Any:
         carrying, n = self.carrying, tokens.shape[1]
         self._checked(passage, cuts)
+        if given.get("labels") is not None:
+            raise ValueError("A pass whose state is changed works out no loss: leave out labels.")
         asked, keep = given.pop("use_cache", None), given.pop("logits_to_keep", 0)
+        plain = given.get("return_dict") is False
+        given |= {"return_dict": True} if plain else {}
         cache = given.pop(carrying.parameter, None) if carrying.parameter else None
         wants_cache = asked is not False and carrying.parameter is not None
         before = carrying.held()
@@ -155,7 +159,8 @@ class _Stepper:
         whole = torch.cat(logits, dim=1)
         if isinstance(keep, Tensor) or keep:
             whole = whole[:, keep] if isinstance(keep, Tensor) else whole[:, -keep:]
-        return _with_logits(out, whole, carrying.parameter, tree["cache"] if wants_cache else None)
+        made = _with_logits(out, whole, carrying.parameter, tree["cache"] if wants_cache else None)
+        return made.to_tuple() if plain and hasattr(made, "to_tuple") else made
 
     def _piece(
         self, tokens: Tensor, given: dict[str, Any], passage: Passage, tree: dict[str, Any], a: int, b: int
@@ -212,7 +217,9 @@ class _Stepper:
             return
         name, pads = type(self.model.module).__name__, ~passage.of_this_pass(passage.real)
         if bool((~passage.real).any()) and (
-            self.model.writes != "padded" or (self.carrying.attends and bool(pads[:, cuts[0] :].any()))
+            self.model.writes != "padded"
+            or (self.carrying.attends and bool(pads[:, cuts[0] :].any()))
+            or _alone(pads, cuts)
         ):
             raise ValueError(
                 f"What {name} carries changes with padding; give rows of equal length, or let "
@@ -235,6 +242,14 @@ def _for_rows(change: StateIntervention, passage: Passage) -> StateIntervention:
         return state.rows(rows)
 
     return change.with_states(chosen)
+
+
+def _alone(pads: Tensor, cuts: Sequence[int]) -> bool:
+    """Whether a part of one column has padding and text comes after it: Mamba-2 reads such padding."""
+    parts = pairwise([0, *cuts, pads.shape[1]])
+    columns = [start for start, stop in parts if stop - start == 1]
+    follows = (~pads).flip(1).cumsum(1).flip(1) > 0
+    return bool((pads & follows)[:, columns].any())
 
 
 def _tried(change: StateIntervention, state: State) -> None:
