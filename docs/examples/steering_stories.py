@@ -149,7 +149,7 @@ def report(behaviour: Behaviour, found: Study, seconds: float) -> None:
     print(found.response, end="\n\n")
     doses = (min(found.response.multipliers), 0.0, max(found.response.multipliers))
     if behaviour.prompts:
-        for m in sorted({*doses, found.multiplier}):
+        for m in sorted({*doses, found.multiplier} & {*found.response.multipliers}):
             texts = found.response.texts(m)
             print(f"{m:g}: {texts[:3]}")
     print(flush=True)
