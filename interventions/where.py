@@ -94,7 +94,7 @@ class at(Tokens):
 
     def __str__(self) -> str:
         last = self.positions == (-1,)
-        return "last" if last else f"at {', '.join(map(str, self.positions))}"
+        return "last" if last else ", ".join(map(str, self.positions))
 
 
 @dataclass(frozen=True)

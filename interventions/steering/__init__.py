@@ -35,6 +35,7 @@ from .reading import Nearest, Similarity, Tokens, nearest, promoted, similarity
 from .refusal import REFUSALS, UNKNOWN, opens_with_refusal, refuses
 from .sweep import LayerSweep, layer_sweep
 from .token_choice import After, Position, Within, answer_letter, differing, every, last
+from .words import occurrences
 
 __all__ = [
     "LDA",
@@ -91,6 +92,7 @@ __all__ = [
     "logistic_probe",
     "mean_difference",
     "nearest",
+    "occurrences",
     "opens_with_refusal",
     "pair_activations",
     "paired_pca",

@@ -70,9 +70,13 @@ class DoseResponse:
             return torch.stack([run.values[measure] for run in runs])
         return self._outcome(arm, multiplier).values[measure]
 
-    def texts(self, multiplier: float = 0.0, arm: str = STEERED, name: str = "texts") -> tuple[str, ...]:
-        """What the model wrote for a measure that writes; of `random` for its first direction."""
+    def texts(self, multiplier: float = 0.0, arm: str = STEERED, name: str | None = None) -> tuple[str, ...]:
+        """What the model wrote for a measure that writes; of `random` for its first direction.
+
+        `name` is that of the texts, where there are several.
+        """
         found = self._outcome(f"{RANDOM} 0" if arm == RANDOM else arm, multiplier).texts
+        name = next(iter(found)) if name is None and len(found) == 1 else name or "texts"
         if name not in found:
             raise LookupError(f"No texts {name!r}; there are {', '.join(found) or 'none'}.")
         return found[name]
