@@ -77,9 +77,9 @@ def load_gguf(path: str | Path, model: Model) -> Direction:
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
         reader = gguf.GGUFReader(path)
+        arch, hint = (_text(reader, key) for key in ("general.architecture", f"{ARCH}.model_hint"))
     except (ValueError, IndexError, OverflowError, MemoryError) as error:
         raise ValueError(f"{str(path)!r} is not a whole GGUF file: {error}") from None
-    arch = _text(reader, "general.architecture")
     if arch != ARCH:
         raise ValueError(f"{str(path)!r} holds no control vector, but says that it is {arch!r}.")
     vectors: dict[int, Tensor] = {}
@@ -91,7 +91,7 @@ def load_gguf(path: str | Path, model: Model) -> Direction:
                 f"{tuple(tensor.shape.tolist())}; a control vector has direction.N of shape (d_model), F32."
             )
         vectors[int(found[1])] = torch.tensor(tensor.data).float()
-    how = {"method": "gguf", "model_hint": _text(reader, f"{ARCH}.model_hint")}
+    how = {"method": "gguf", "model_hint": hint}
     sites = {f"resid.{layer}": vector for layer, vector in sorted(vectors.items())}
     return Direction(sites, how=how).check(model)
 

@@ -267,10 +267,12 @@ def test_files_that_are_no_control_vectors_of_this_model_are_refused(tmp_path):
     (tmp_path / "text.gguf").write_text("not a model at all, though it is long enough to be looked at")
     whole = (GOLDEN / "repeng.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[:-64])
+    (tmp_path / "bytes.gguf").write_bytes(whole.replace(b"controlvector", b"controlvecto\xff"))
     for path, error, message in [
         (tmp_path / "none.gguf", FileNotFoundError, "There is no file"),
         (tmp_path / "text.gguf", ValueError, "is not a whole GGUF file"),
         (tmp_path / "cut.gguf", ValueError, "is not a whole GGUF file"),
+        (tmp_path / "bytes.gguf", ValueError, "is not a whole GGUF file"),
         (written("llama.gguf", "llama", direction_1=np.ones(WIDTH)), ValueError, "says that it is 'llama'"),
         (written("odd.gguf", "controlvector", token=np.ones(WIDTH)), ValueError, "'token' in .*direction.N"),
         (written("wide.gguf", "controlvector", direction_1=np.ones(40)), ValueError, "has width 40"),

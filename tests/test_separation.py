@@ -254,6 +254,15 @@ def test_what_cannot_be_compared_is_said() -> None:
         separation(model, dictionaries, [(3, 4)], [(5, 6)], progress=False).top("mlp.7")
 
 
+def test_features_that_are_no_numbers_are_not_counted_as_silent() -> None:
+    model = tiny("gpt2")
+    model.module.transformer.h[0].mlp.c_proj.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"Features at resid\.0 are not finite"):
+        separation(
+            model, {"resid.0": SparseCoder.random(model.width, 40)}, [(3, 4)], [(5, 6)], progress=False
+        )
+
+
 def test_of_one_observation_nothing_is_significant() -> None:
     t, p = welch(torch.ones(2), torch.zeros(2), 1, torch.zeros(2), torch.zeros(2), 9)
     assert (t == 0).all() and (p == 1).all()

@@ -152,7 +152,10 @@ def _passes(
 
 
 def _encoded(splice: Splice, rows: Tensor) -> Float[Tensor, "row feature"]:
-    return splice.dictionary.encode(rows.to(splice.dtype)).detach().cpu().double()
+    found = splice.dictionary.encode(rows.to(splice.dtype)).detach().cpu().double()
+    if not found.isfinite().all():
+        raise ValueError(f"Features at {splice.site} are not finite: the model's numbers overflow.")
+    return found
 
 
 def _shown(text: Any) -> str:
