@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -102,4 +103,6 @@ def _words(model: Model, ids: Int[Tensor, " pos"]) -> tuple[str, ...]:
     if model.tokenizer is None:
         return tuple(f" {i}" for i in ids.tolist())
     said = [model.text(ids[:n]) for n in range(len(ids) + 1)]
-    return tuple(now[len(before) :] for before, now in pairwise(said))
+    whole = said[-1]  # a character that several tokens spell stands at the last of them
+    known = list(accumulate((len(commonprefix([part, whole])) for part in said), max))  # noqa: RUF071
+    return tuple(whole[start:stop] for start, stop in pairwise(known))

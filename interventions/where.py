@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import accumulate
+from os.path import commonprefix
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -352,7 +354,7 @@ class Where:
         if self.rows is not None:
             parts.append(f"rows {', '.join(map(str, self.rows))}")
         if self.when is not None:
-            parts.append(f"when {self.when if isinstance(self.when, Condition) else self.when.__name__}")
+            parts.append(f"when {getattr(self.when, '__name__', repr(self.when))}")
         return f"Where({', '.join(parts)})"
 
 
@@ -408,12 +410,14 @@ def _places(
     start = whole.find(text)
     if start < 0:
         return []
-    ends = [len(read(ids[: i + 1])) for i in range(len(ids))]
+    parts = [read(ids[: i + 1]) for i in range(len(ids))]  # with stand-ins for characters not complete
+    known = [len(commonprefix([part, whole])) for part in parts]  # noqa: RUF071
+    most = list(accumulate(known, max))
     places = []
     while start >= 0:
         stop = start + len(text)
-        first = next(i for i, end in enumerate(ends) if end > start)
-        last = next((i for i, end in enumerate(ends) if end >= stop), len(ends) - 1)
+        first = next(i for i, part in enumerate(parts) if most[i] >= start and len(part) > start)
+        last = next((i for i, n in enumerate(known) if n >= stop), len(ids) - 1)
         places.append((columns[first], columns[last], list(columns[first : last + 1])))
         start = whole.find(text, stop)
     return places

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from families import FAMILIES
@@ -245,6 +247,63 @@ def test_explaining_shows_what_is_touched():
     assert "resid.0: 1 of 8 tokens\n  [a]bcd → " in str(shown)
     assert "resid.0" in str(add("resid.0").explain(model, "abcd"))
     assert str(add("resid.2").explain(model, "abcd")).endswith("[a][b][c][d]")
+
+
+class Bytes:
+    """A tokenizer of one byte a token, as byte fallback is."""
+
+    all_special_ids = ()
+    eos_token_id = None
+
+    def encode(self, text, add_special_tokens=True):
+        return list(text.encode())
+
+    def decode(self, ids):
+        """Every byte that is part of no character is a stand-in of its own."""
+        out, at = "", 0
+        while at < len(ids):
+            for n in (1, 2, 3, 4):
+                try:
+                    out, at = out + bytes(ids[at : at + n]).decode(), at + n
+                    break
+                except UnicodeDecodeError:
+                    continue
+            else:
+                out, at = out + "\ufffd", at + 1
+        return out
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (within("é"), [1, 2]),
+        (end_of("é"), [2]),
+        (end_of("😀"), [7]),
+        (within("x"), [3]),
+        (end_of("x"), [3]),
+        (after("😀"), [8, 9]),
+        (within("yz"), [8, 9]),
+    ],
+)
+def test_characters_of_several_tokens_are_found_whole(tokens, expected):
+    ids = torch.tensor([Bytes().encode("aéx😀yz")])
+    found = Where(tokens).touched(
+        Passage(ids, None, 0, 10), torch.zeros(1, 10, 2), {}, lambda i: Bytes().decode(i.tolist())
+    )
+    assert found[0].nonzero()[:, 0].tolist() == expected
+
+
+def test_a_character_of_several_tokens_is_shown_once():
+    model = tiny("gpt2")
+    model.tokenizer = Bytes()
+    model.logits = lambda ids: type(model).logits(model, ids % 64)
+    shown = add().explain(model, "aéx")
+    assert shown.tokens == ("a", "", "é", "x")
+
+
+def test_a_condition_may_be_any_callable():
+    condition = functools.partial(lambda least, x, _: x[..., 0] > least, 0.0)
+    assert "when functools.partial(" in repr(Where(when=condition))
 
 
 def test_following_leaves_the_module_as_it_was():
