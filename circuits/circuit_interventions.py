@@ -70,9 +70,10 @@ def ablation(
 ) -> Intervention:
     """Sets the features of a circuit to zero, or to their values in `to`.
 
-    `to` holds means (`mean_acts`) or the activations of other prompts (`acts_of`), by site. Error nodes of
-    the circuit are left alone, or with `errors` ablated too. Where `dictionaries` are given, they are checked
-    to be those that the circuit was found with; pass the same to `applied`.
+    `to` holds means (`mean_acts`) or the activations of other prompts (`acts_of`), by site; a node with a
+    position has its values there, whatever the length of the text. Error nodes of the circuit are left
+    alone, or with `errors` ablated too. Where `dictionaries` are given, they are checked to be those that the
+    circuit was found with; pass the same to `applied`.
 
     >>> from circuits import embedded, find
     >>> from interventions import applied, mean_acts
@@ -83,7 +84,7 @@ def ablation(
     Ablate(...) of model ...
 
     Raises:
-        ValueError: no feature in the circuit, a site that `to` lacks, or other dictionaries.
+        ValueError: no feature in the circuit, a site or position that `to` lacks, or other dictionaries.
     """
     _check(circuit, dictionaries)
     nodes = _nodes(circuit, errors=errors)
@@ -97,7 +98,7 @@ def ablation(
         }
         for node in nodes:
             masks[node.site][node.feature] = True  # the error, -1, is the last
-        return Ablate(masks, None if to is None else {site: to[site] for site in masks})
+        return Ablate(masks, None if to is None else {s: _values(to, s, nodes[0].position) for s in masks})
 
     return _placed(circuit, nodes, at)
 
@@ -149,8 +150,8 @@ def steering(
     activation in each prompt, and acts at every token; limit it by `.at(Where(...))`.
 
     Raises:
-        ValueError: no feature in the circuit, another model or other dictionaries, or prompts of another
-            length than a per-position circuit has.
+        ValueError: no feature in the circuit, another model or other dictionaries, no prompts, or prompts
+            of another length than a per-position circuit has.
     """
     _check(circuit, dictionaries, model)
     nodes = _nodes(circuit)
@@ -161,6 +162,8 @@ def steering(
     spliced = {site.name: bound[site.name].dictionary for site in map(model.site, bound)}
     means = []
     for tokens in (toward, away):
+        if tokens.ndim != 2 or not tokens.numel():
+            raise ValueError(f"Prompts are tokens (row pos), one row or more, not {tuple(tokens.shape)}.")
         if circuit.positions is not None and tokens.shape[1] != len(circuit.positions):
             raise ValueError(
                 f"The circuit has {len(circuit.positions)} positions, but the prompts have {tokens.shape[1]} "
@@ -222,12 +225,18 @@ def _nodes(circuit: Circuit, *, errors: bool = False) -> list[Node]:
 def _mean(values: Mapping[str, Acts], node: Node) -> float:
     if node.site not in values:
         raise ValueError(f"`to` has no values for {node.site}, of which the circuit has features.")
-    acts = values[node.site].features[..., node.feature]
-    if node.position is None or acts.shape[1] == 1:
-        return acts.mean().item()
-    if node.position >= acts.shape[1]:
-        raise ValueError(f"`to` has {acts.shape[1]} positions, but the circuit has the node {node}.")
-    return acts[:, node.position].mean().item()
+    return _values(values, node.site, node.position).features[..., node.feature].mean().item()
+
+
+def _values(values: Mapping[str, Acts], site: str, position: int | None) -> Acts:
+    """Those at a position, or where there is none, or one value for all, those that there are."""
+    acts = values[site]
+    n = acts.features.shape[1]
+    if position is None or n == 1:
+        return acts
+    if position >= n:
+        raise ValueError(f"`to` has {n} positions at {site}, but the circuit has a node at {position}.")
+    return acts.map(lambda x: x[:, position : position + 1])
 
 
 def _check(circuit: Circuit, dictionaries: Dictionaries | None, model: Model | None = None) -> None:

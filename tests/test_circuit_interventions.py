@@ -76,6 +76,19 @@ def test_with_the_features_of_the_other_prompt_the_verb_follows_them(per_positio
     assert (metric_under(ablation(circuit, to=other)) < 0).all()
 
 
+def test_values_at_the_positions_of_a_circuit_go_with_texts_of_any_length():
+    model, dictionaries, _ = base()
+    _, clean, patch = prompts()
+    other = acts_of(model, patch, list(found(True).features), dictionaries)
+    ablate = ablation(found(True), to=other)
+    with applied(model, ablate, dictionaries=dictionaries):
+        text = model.generate(clean, max_new_tokens=3)
+        assert torch.equal(text, model.generate(clean, max_new_tokens=3, use_cache=False))
+        logits = model.logits(clean)
+        longer = model.logits(torch.cat([clean, patch], dim=1))
+    torch.testing.assert_close(longer[:, : clean.shape[1]], logits, rtol=0, atol=1e-4)
+
+
 def test_ablation_is_that_with_the_masks_of_the_circuit():
     model, dictionaries, _ = base()
     _, _clean, patch = prompts()
@@ -230,3 +243,6 @@ def test_what_cannot_be_intervened_on_is_said():
     positioned = found(True)
     with pytest.raises(ValueError, match="positions"):
         steering(positioned, model, dictionaries, toward=clean[:, :4], away=patch)
+    for wrong in (clean[0], clean[:0]):
+        with pytest.raises(ValueError, match=r"Prompts are tokens \(row pos\), one row or more"):
+            steering(positioned, model, dictionaries, toward=wrong, away=patch)

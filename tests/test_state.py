@@ -295,6 +295,8 @@ def test_states_of_other_models_and_parts_of_states_are_refused():
         state.replaced({"conv.0": torch.zeros(1)})
     with pytest.raises(ValueError, match="Row 1 has no tokens"):
         read_state(model, [[1, 2], []])
+    with pytest.raises(TypeError, match="not text"):
+        read_state(model, ["once upon a time"])
     with pytest.raises(TypeError, match="not float"):
         state + 1.0
 

@@ -266,6 +266,9 @@ def test_what_cannot_be_changed_is_refused_at_once():
     three = AddState(_delta(mamba, 3))
     with pytest.raises(ValueError, match="3 rows of state, and there are 2 rows"), applied(mamba, three):
         mamba.logits(PROMPTS)
+    for made in (AddState, PatchState):
+        with pytest.raises(TypeError, match="is made of a `State`"):
+            made({"conv.0": torch.zeros(1)})
     with pytest.raises(ValueError, match="no schedule"):
         AddState(delta).at(Where(), schedule=lambda n: n)
     with pytest.raises(ValueError, match="no norm to keep"):

@@ -97,6 +97,9 @@ class AddState(StateIntervention):
     scale: float = 1.0
     before: Where = BEFORE_LAST
 
+    def __post_init__(self) -> None:
+        _check(self.delta)
+
     def changed(self, state: State) -> State:
         return state.moved(self.delta, self.scale)
 
@@ -125,6 +128,9 @@ class PatchState(StateIntervention):
 
     state: State
     before: Where = BEFORE_LAST
+
+    def __post_init__(self) -> None:
+        _check(self.state)
 
     def changed(self, state: State) -> State:
         known = {name: state[name] for name in self.state}  # raises for names that the model lacks
@@ -169,6 +175,13 @@ class AblateState(StateIntervention):
     def __repr__(self) -> str:
         to = "zero" if self.to is None else "given values"
         return f"AblateState({', '.join(self._patterns)} to {to}, {_said(self.before)})"
+
+
+def _check(state: object) -> None:
+    if not isinstance(state, State):
+        raise TypeError(
+            f"A change of state is made of a `State`, as `read_state` gives, not {type(state).__name__}."
+        )
 
 
 def _said(before: Where) -> str:

@@ -137,6 +137,8 @@ def _carry(model: Model, carrying: Carrier, state: State) -> Carry:
 
 
 def _rows(tokens: Rows, mask: Tensor | None, model: Model) -> list[Tensor]:
+    if isinstance(tokens, str) or any(isinstance(row, str) for row in tokens):
+        raise TypeError("A state is read after tokens, not text: encode it with `model.tokenizer`.")
     rows = [torch.as_tensor(row, device=model.device) for row in tokens]
     if mask is not None:
         if not isinstance(tokens, Tensor) or mask.shape != tokens.shape:
