@@ -62,6 +62,11 @@ class Intervention(ABC):
         return frozenset()
 
     @property
+    def parts(self) -> Sequence[Intervention]:
+        """The interventions that it is made of."""
+        return ()
+
+    @property
     def placed(self) -> bool:
         """Whether it must know which tokens it is given."""
         return False
@@ -85,7 +90,7 @@ class Intervention(ABC):
         raise ValueError(f"{self!r} cannot be undone: what was there before is not known.")
 
     def __or__(self, then: Intervention) -> Intervention:
-        return Chain(self, then)
+        return Chain(self, then) if isinstance(then, Intervention) else NotImplemented
 
     # Kinds of the same
 
@@ -153,6 +158,10 @@ class Chain(Intervention):
     then: Intervention
 
     @property
+    def parts(self) -> Sequence[Intervention]:
+        return (self.first, self.then)
+
+    @property
     def sites(self) -> Set[str]:
         return self.first.sites | self.then.sites
 
@@ -192,6 +201,10 @@ class _Changed(Intervention):
     inner: Intervention
 
     @property
+    def parts(self) -> Sequence[Intervention]:
+        return (self.inner,)
+
+    @property
     def sites(self) -> Set[str]:
         return self.inner.sites
 
@@ -214,6 +227,10 @@ class Placed(_Changed):
 
     where: Where = field(default_factory=Where)
     schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.where, Where):
+            raise TypeError(f"`at` takes a place, such as Where(prompt=-1), not {self.where!r}.")
 
     @property
     def watches(self) -> Set[str]:
@@ -282,7 +299,7 @@ class KeptNorm(_Changed):
         return self.refined(x, self.inner.tensor(site, x, here))
 
     def refined(self, x: Tensor, y: Tensor) -> Tensor:
-        return y * (x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        return (y * (_norm(x) / _norm(y).clamp(min=1e-12))).to(x.dtype)
 
     def __repr__(self) -> str:
         return f"{self.inner!r} keeping the norm"
@@ -306,11 +323,16 @@ class Clipped(_Changed):
 
     def refined(self, x: Tensor, y: Tensor) -> Tensor:
         change = y - x
-        allowed = self.most * x.norm(dim=-1, keepdim=True)
-        return x + change * (allowed / change.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+        part = (self.most * _norm(x) / _norm(change).clamp(min=1e-12)).clamp(max=1)
+        return x + (change * part).to(x.dtype)
 
     def __repr__(self) -> str:
         return f"{self.inner!r} clipped at {self.most:g} of the norm"
+
+
+def _norm(x: Tensor) -> Float[Tensor, "*batch 1"]:
+    """Norms in single precision at least: in half precision they overflow, and small numbers are zero."""
+    return x.norm(dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _refined(of: KeptNorm | Clipped, site: str, acts: Acts, here: Here | None) -> Acts:
@@ -338,6 +360,10 @@ class Linear:
     stop: float
     tokens: int
 
+    def __post_init__(self) -> None:
+        if not self.tokens > 0:
+            raise ValueError(f"A schedule goes over at least one token, not {self.tokens}.")
+
     def __call__(self, number: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         part = (number.float() / self.tokens).clamp(0, 1)
         return self.start + part * (self.stop - self.start)
@@ -352,6 +378,10 @@ class Decay:
     """
 
     half_life: float
+
+    def __post_init__(self) -> None:
+        if not self.half_life > 0:
+            raise ValueError(f"A half-life is above 0, not {self.half_life}.")
 
     def __call__(self, number: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         return 0.5 ** (number.float() / self.half_life)
@@ -370,20 +400,22 @@ class PerRow(Intervention):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
-        if not any(row is not None for row in self.rows):
+        if not self.parts:
             raise ValueError("PerRow needs an intervention for at least one row.")
+        if wrong := [row for row in self.parts if not isinstance(row, Intervention)]:
+            raise TypeError(f"PerRow takes an intervention or None for each row, not {wrong[0]!r}.")
 
     @property
-    def _given(self) -> list[Intervention]:
+    def parts(self) -> Sequence[Intervention]:
         return [row for row in self.rows if row is not None]
 
     @property
     def sites(self) -> Set[str]:
-        return frozenset().union(*(row.sites for row in self._given))
+        return frozenset().union(*(row.sites for row in self.parts))
 
     @property
     def watches(self) -> Set[str]:
-        return frozenset().union(*(row.watches for row in self._given))
+        return frozenset().union(*(row.watches for row in self.parts))
 
     @property
     def placed(self) -> bool:
@@ -391,7 +423,7 @@ class PerRow(Intervention):
 
     @property
     def fingerprints(self) -> Set[str]:
-        return frozenset().union(*(row.fingerprints for row in self._given))
+        return frozenset().union(*(row.fingerprints for row in self.parts))
 
     def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
         rows = self._rows(_known(here))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .acts import Acts, Dictionary, Identity
 from .binding import Dictionaries, Splice, by_site, splices, written_later
-from .intervention import Here, Intervention
+from .intervention import Here, Intervention, Placed
 from .model import Model
 from .passage import Prompt
 from .recurrence import StateIntervention, state_changes, stepping
@@ -72,12 +72,21 @@ def _by_site(model: Model, interventions: Sequence[Intervention]) -> dict[Site, 
         sites = [model.site(name) for name in intervention.sites]
         for site in sites:
             found.setdefault(site, []).append(intervention)
-        for watched in map(model.site, intervention.watches):
+        _check_order(model, intervention)
+    return found
+
+
+def _check_order(model: Model, intervention: Intervention) -> None:
+    """Raises ValueError where a condition reads a site that comes after one that hangs on it."""
+    if isinstance(intervention, Placed):
+        sites = [model.site(name) for name in intervention.sites]
+        for watched in map(model.site, intervention.where.watches):
             if sites and watched > min(sites):
                 raise ValueError(
                     f"{intervention!r} hangs on {watched}, which the model computes only after {min(sites)}."
                 )
-    return found
+    for part in intervention.parts:
+        _check_order(model, part)
 
 
 def _with_neurons(

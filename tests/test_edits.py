@@ -227,6 +227,8 @@ def test_directions_of_another_model_are_refused():
         (lambda: Project({SITE: torch.stack([V, W])}, to={SITE: [1.0, 2.0]}), "are not orthogonal, so `to`"),
         (lambda: rotation(V, 2 * V, 1.0), "lie on one line"),
         (lambda: Add({SITE: V}).clipped(0), "would never move"),
+        (lambda: Linear(1.0, 0.0, tokens=0), "over at least one token, not 0"),
+        (lambda: Decay(0.0), "half-life is above 0, not 0"),
         (lambda: PerRow([None, None]), "at least one row"),
         (lambda: Scale({SITE: 2.0})(SITE, Acts(V, V)), "needs to know what the activations stand for"),
     ],
@@ -234,6 +236,25 @@ def test_directions_of_another_model_are_refused():
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Add({SITE: V}) | 3, lambda: PerRow([3]), lambda: Add({SITE: V}).at(None)]
+)
+def test_what_is_no_intervention_or_place_is_refused(make):
+    with pytest.raises(TypeError):
+        make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_nothing_becomes_infinite_or_undefined(dtype):
+    big = 6e4 * torch.ones(1, 1, 32, dtype=dtype)
+    for x in (torch.zeros_like(big), big):
+        for edit in (Scale({SITE: 0.0}).keeping_norm(), Scale({SITE: 0.5}).clipped(0.25)):
+            y = edit.tensor(SITE, x, Here(SITE))
+            assert y.isfinite().all()
+            assert y.dtype is dtype
+    torch.testing.assert_close(Scale({SITE: 0.5}).keeping_norm().tensor(SITE, big, Here(SITE)), big)
 
 
 STATE = State({"conv.0": random(2, 3)}, "x", (4, 4))
@@ -306,3 +327,15 @@ def test_files_that_are_no_intervention_say_so(tmp_path):
     (tmp_path / "tensors.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="cannot be read"):
         Intervention.load(tmp_path)
+
+
+def test_values_by_position_serve_every_row():
+    model = tiny("gpt2")
+    rows = TOKENS.repeat(5, 1)[: 3 * TOKENS.shape[1]]
+    means = model.read(TOKENS, [SITE])[model.site(SITE)].mean(
+        0
+    )  # (pos d_model), and rows are a multiple of pos
+    with applied(model, Ablate({SITE: "all"}, to={SITE: Acts(means, torch.zeros_like(means))})):
+        together, one = model.logits(rows), model.logits(rows[:1])
+    torch.testing.assert_close(together[:1], one)
+    assert len(rows) == 3 * len(means)

@@ -236,6 +236,16 @@ def test_a_condition_may_not_hang_on_what_comes_later():
         pass
 
 
+def test_a_condition_may_hang_on_what_comes_after_another_part():
+    model = tiny("gpt2")
+    met = add("resid.2", 4).at(Where(when=Condition({"resid.1": direction(5)}, above=-1.0)))
+    with applied(model, add("resid.0"), add("resid.2", 4)):
+        wanted = model.logits(PROMPT)
+    for edit in (add("resid.0") | met, PerRow([add("resid.0") | met]), (add("resid.0") | met).at(Where())):
+        with applied(model, edit):
+            torch.testing.assert_close(model.logits(PROMPT), wanted)
+
+
 def test_explaining_shows_what_is_touched():
     model = tiny("llama")
     model.tokenizer = Letters()
