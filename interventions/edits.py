@@ -18,6 +18,24 @@ def _by_name(values: BySite[Any]) -> dict[str, Any]:
     return {str(site): value for site, value in values.items()}
 
 
+def _check_covered(of: str, values: BySite[Any] | None, sites: BySite[Any]) -> None:
+    """Raises ValueError where a site has no value."""
+    missing = [] if values is None else sorted(_by_name(sites).keys() - _by_name(values).keys())
+    if missing:
+        raise ValueError(f"{of} there is nothing for {missing[0]}, which is changed.")
+
+
+def _check_vectors(directions: BySite[Tensor]) -> None:
+    """Raises TypeError or ValueError for what is no vector."""
+    for site, vector in directions.items():
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"The direction at {site} is no tensor but a {type(vector).__name__}.")
+        if vector.ndim != 1:
+            raise ValueError(
+                f"The direction at {site} has shape {tuple(vector.shape)}, and must be a vector (d_model)."
+            )
+
+
 def _mask(
     nodes: Tensor | Sequence[int], acts: Acts
 ) -> tuple[Bool[Tensor, "*pos feature"], Bool[Tensor, "*pos 1"]]:
@@ -61,6 +79,12 @@ class Ablate(Intervention):
     nodes: BySite[Any]
     to: BySite[Acts] | None = None
 
+    def __post_init__(self) -> None:
+        _check_covered("In `to`", self.to, self.nodes)
+        for site, nodes in self.nodes.items():
+            if isinstance(nodes, int) or (isinstance(nodes, str) and nodes != "all"):
+                raise ValueError(f"{nodes!r} names no nodes at {site}: give a list, a mask, or 'all'.")
+
     @property
     def sites(self) -> Set[str]:
         return _by_name(self.nodes).keys()
@@ -69,7 +93,10 @@ class Ablate(Intervention):
         nodes = _by_name(self.nodes)[site]
         if isinstance(nodes, str):
             nodes = torch.ones(acts.features.shape[-1] + 1, dtype=torch.bool)
-        features, error = _mask(nodes, acts)
+        features, error = (
+            _spread(on, torch.zeros_like(x, dtype=torch.bool), here)
+            for on, x in zip(_mask(nodes, acts), (acts.features, acts.error[..., :1]), strict=True)
+        )
         to = acts.map(torch.zeros_like) if self.to is None else _by_name(self.to)[site]
         if to.features.shape[-1] != acts.features.shape[-1]:
             raise ValueError(
@@ -77,8 +104,8 @@ class Ablate(Intervention):
                 f"but {acts.features.shape[-1]} are there."
             )
         return Acts(
-            torch.where(features, _spread(to.features, acts.features), acts.features),
-            torch.where(error, _spread(to.error, acts.error), acts.error),
+            torch.where(features, _spread(to.features, acts.features, here), acts.features),
+            torch.where(error, _spread(to.error, acts.error, here), acts.error),
         )
 
     def __repr__(self) -> str:
@@ -93,7 +120,10 @@ class Ablate(Intervention):
 
 @dataclass(frozen=True)
 class Patch(Intervention):
-    """Replaces what a site computes by other activations, such as those of another prompt."""
+    """Replaces what a site computes by other activations, such as those of another prompt.
+
+    Limited to the prompt (`.at(Where(generation=None))`) it leaves alone what is written after it.
+    """
 
     values: BySite[Acts]
 
@@ -103,7 +133,7 @@ class Patch(Intervention):
 
     def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
         values = _by_name(self.values)[site]
-        return values.map(_spread, acts)
+        return values.map(lambda new, old: _spread(new, old, here), acts)
 
     def __repr__(self) -> str:
         return f"Patch({', '.join(_by_name(self.values))})"
@@ -198,6 +228,9 @@ class Add(TensorEdit):
     directions: BySite[Tensor]
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_vectors(self.directions)
+
     @property
     def sites(self) -> Set[str]:
         return _by_name(self.directions).keys()
@@ -239,6 +272,7 @@ class Project(TensorEdit):
     _bases: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        _check_covered("In `to`", self.to, self.directions)
         for site, given in self.directions.items():
             basis = torch.atleast_2d(given)
             if torch.linalg.matrix_rank(basis.double()) < len(basis):
@@ -249,6 +283,9 @@ class Project(TensorEdit):
             gram = basis.double() @ basis.double().T
             if self.to is not None and (gram - gram.diag().diag()).abs().max() > 1e-4 * gram.max():
                 raise ValueError(f"The directions at {site} are not orthogonal, so `to` has no meaning.")
+            n = 1 if self.to is None else torch.as_tensor(_by_name(self.to)[str(site)]).numel()
+            if n not in (1, len(basis)):
+                raise ValueError(f"`to` has {n} numbers for the {len(basis)} directions at {site}.")
 
     @property
     def sites(self) -> Set[str]:
@@ -294,6 +331,9 @@ class Affine(TensorEdit):
 
     matrices: BySite[Float[Tensor, "d_model d_model"]]
     biases: BySite[Float[Tensor, " d_model"]] | None = None
+
+    def __post_init__(self) -> None:
+        _check_covered("In the biases", self.biases, self.matrices)
 
     @property
     def sites(self) -> Set[str]:
@@ -353,11 +393,19 @@ def _fitting(values: BySite[Tensor], site: str, x: Tensor) -> Tensor:
     return value.to(x)
 
 
-def _spread(new: Tensor, old: Tensor) -> Tensor:
-    """Values for a pass: those of a batch for each of its copies, a mean for every token."""
+def _spread(new: Tensor, old: Tensor, here: Here | None = None) -> Tensor:
+    """Values for a pass: those of a batch for each of its copies, a mean for every token, those of a prompt
+    with what is there after it."""
     copies = len(old) // max(len(new), 1)
-    if copies > 1 and len(new) > 1 and copies * len(new) == len(old):
+    if new.ndim == old.ndim and copies > 1 and len(new) > 1 and copies * len(new) == len(old):
         new = new.repeat(copies, *[1] * (new.ndim - 1))
+    length = new.shape[-2] if new.ndim > 1 else 1
+    passage = None if here is None else here.passage
+    if length > 1 and passage is not None and not passage.prompted[:, length:].any():
+        if passage.start >= length:
+            return old
+        if passage.start == 0 and length < old.shape[1]:
+            new = torch.cat([new.to(old).expand(len(old), length, -1), old[:, length:]], dim=1)
     try:
         return new.to(old).expand(old.shape)
     except RuntimeError:

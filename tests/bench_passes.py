@@ -19,6 +19,7 @@ from bench_edges import question
 from circuits import attribution_patching
 from interventions import Ablate, Acts, Intervention, Model, SparseCoder, applied
 from interventions.dictionaries import BatchTopK
+from interventions.intervention import Here
 from tasks import LogitDifference
 
 metric = LogitDifference()
@@ -38,7 +39,7 @@ class Nothing(Intervention):
     def __init__(self, sites):
         self.sites = frozenset(sites)
 
-    def __call__(self, site: str, acts: Acts) -> Acts:
+    def __call__(self, site: str, acts: Acts, here: Here | None = None) -> Acts:
         return acts
 
 

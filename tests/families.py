@@ -95,9 +95,14 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 
 def module(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A tiny random module of one family, the same in every run."""
+    return seeded(FAMILIES[name], dtype)
+
+
+def seeded(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
+    """What `build` gives, with weights that are the same in every run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = FAMILIES[name]().to(dtype).eval()
+        built = build().to(dtype).eval()
         with torch.no_grad():
             for parameter in built.parameters():
                 if parameter.is_floating_point():

@@ -56,7 +56,6 @@ _further = {
     "gru": lambda: Recurrent(nn.GRU, layers=2),
     "rnn": lambda: Recurrent(nn.RNN),
 }  # fmt: skip
-families.FAMILIES.update({name: build for name, build in _further.items() if name not in families.FAMILIES})
 
 SHARED = (
     "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba2", "falcon_h1",
@@ -69,8 +68,12 @@ _models: dict[str, Model] = {}
 def tiny(name: str) -> Model:
     """The same model of a family in every test, in float64."""
     if name not in _models:
-        _models[name] = families.tiny(name)
+        _models[name] = fresh(name)
     return _models[name]
+
+
+def fresh(name: str) -> Model:
+    return Model.load(families.seeded(_further.get(name) or families.FAMILIES[name]))
 
 
 def tokens(batch: int, pos: int, seed: int = 0) -> Tensor:

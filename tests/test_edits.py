@@ -202,6 +202,25 @@ def test_patched_activations_of_a_batch_serve_each_of_its_copies():
         model.logits(TOKENS[:2])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+@pytest.mark.parametrize("kind", ["patch", "resample", "mask"])
+def test_what_is_for_a_prompt_leaves_alone_what_is_written_after_it(family, kind):
+    model = tiny(family)
+    other = acts_of(model, TOKENS[:1].flip(1), [SITE])
+    mask = torch.zeros(TOKENS.shape[1], 33, dtype=torch.bool)
+    mask[1] = True
+    edit = {"patch": Patch(other), "resample": Ablate({SITE: "all"}, to=other), "mask": Ablate({SITE: mask})}
+    asked = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    with applied(model, edit[kind].at(Where(generation=None)), prompt=TOKENS.shape[1]):
+        cached = model.generate(TOKENS[:1], **asked)
+        assert torch.equal(model.generate(TOKENS[:1], use_cache=False, **asked), cached)
+        forced = model.logits(cached)[:, TOKENS.shape[1] - 1 : -1].argmax(-1)
+    assert torch.equal(forced, cached[:, TOKENS.shape[1] :])
+    too_short = TOKENS[:1, :-1]
+    with pytest.raises(ValueError, match="do not fit a pass"), applied(model, edit[kind]):
+        model.logits(too_short)
+
+
 def test_directions_of_another_model_are_refused():
     class Made(dict):
         fingerprint = "0123456789"
@@ -227,6 +246,14 @@ def test_directions_of_another_model_are_refused():
         (lambda: Project({SITE: torch.stack([V, W])}, to={SITE: [1.0, 2.0]}), "are not orthogonal, so `to`"),
         (lambda: rotation(V, 2 * V, 1.0), "lie on one line"),
         (lambda: Add({SITE: V}).clipped(0), "would never move"),
+        (lambda: Project({SITE: V}, to={SITE: [1.0, 2.0]}), "has 2 numbers for the 1 directions at"),
+        (lambda: Project({SITE: V}, to={"resid.0": 1.0}), r"In `to` there is nothing for resid\.1"),
+        (lambda: Affine({SITE: random(32, 32)}, {}), r"In the biases there is nothing for resid\.1"),
+        (lambda: Ablate({SITE: "all"}, to={}), r"In `to` there is nothing for resid\.1"),
+        (lambda: Ablate({SITE: "none"}), r"'none' names no nodes at resid\.1: give a list"),
+        (lambda: Ablate({SITE: 3}), r"3 names no nodes at resid\.1: give a list"),
+        (lambda: Add({SITE: random(5, 32)}), r"has shape \(5, 32\), and must be a vector"),
+        (lambda: Condition({SITE: V[:1]}, above=0.0).scores(random(1, 2, 32)), "does not fit resid.1, whose"),
         (lambda: Linear(1.0, 0.0, tokens=0), "over at least one token, not 0"),
         (lambda: Decay(0.0), "half-life is above 0, not 0"),
         (lambda: PerRow([None, None]), "at least one row"),

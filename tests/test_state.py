@@ -9,7 +9,7 @@ from collections import OrderedDict
 import families
 import pytest
 import torch
-from recurrent_families import RECURRENT, Recurrent, float64_throughout, tiny, tokens
+from recurrent_families import RECURRENT, Recurrent, float64_throughout, fresh, tiny, tokens
 from torch import nn
 
 from interventions import Layout, Model
@@ -203,7 +203,7 @@ def test_the_ways_of_going_on_are_the_same_in_coarse_numbers(family, dtype):
 
 @pytest.mark.parametrize("family", ["mamba", "rwkv", "xlstm", "jamba", "lstm"])
 def test_what_is_known_of_a_model_does_not_keep_it_alive(family):
-    model = families.tiny(family)
+    model = fresh(family)
     carrier(model)
     seen = weakref.ref(model)
     del model
