@@ -46,7 +46,12 @@ class Condition:
 
     def scores(self, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos"]:
         """Cosine of every token's activations with the direction."""
-        (direction,) = self.direction.values()
+        ((site, direction),) = self.direction.items()
+        if direction.shape != x.shape[-1:]:
+            raise ValueError(
+                f"A condition's direction of shape {tuple(direction.shape)} does not fit {site}, whose width "
+                f"is {x.shape[-1]}."
+            )
         return torch.cosine_similarity(x, direction.to(x), dim=-1)
 
     def __call__(

@@ -94,7 +94,7 @@ class Ablate(Intervention):
         if isinstance(nodes, str):
             nodes = torch.ones(acts.features.shape[-1] + 1, dtype=torch.bool)
         features, error = (
-            _spread(on, torch.zeros_like(x, dtype=torch.bool), here)
+            _spread(on, on.new_zeros(()).expand_as(x), here)
             for on, x in zip(_mask(nodes, acts), (acts.features, acts.error[..., :1]), strict=True)
         )
         to = acts.map(torch.zeros_like) if self.to is None else _by_name(self.to)[site]
