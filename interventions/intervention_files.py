@@ -20,6 +20,8 @@ from .intervention import Intervention
 from .writing import write
 
 _FORMAT = 1
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError,
+            SafetensorError)  # fmt: skip
 _PASSING = {"carry", "rest"}  # of a state: what only serves to go on from it
 _JSON, _TENSORS = "intervention.json", "tensors.safetensors"
 
@@ -55,9 +57,12 @@ def load(folder: str | Path) -> Intervention:
         found = _made(content["intervention"], load_tensors((folder / _TENSORS).read_bytes()))
         if not isinstance(found, Intervention):
             raise ValueError(f"it holds a {type(found).__name__}")
+        repr(found)  # which looks into all of its parts
         return found
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        raise ValueError(f"The intervention in {str(folder)!r} cannot be read: {error}.") from None
+    except _DAMAGED as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        why = f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".:")
+        raise ValueError(f"The intervention in {str(folder)!r} cannot be read: {why}.") from None
 
 
 def _kinds() -> dict[str, type]:

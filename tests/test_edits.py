@@ -346,6 +346,9 @@ def test_files_that_are_no_intervention_say_so(tmp_path):
         ({**content, "intervention": {"kind": "Popen", "fields": {}}}, "a kind that is not known, 'Popen'"),
         ({**content, "intervention": {"kind": "Where", "fields": {}}}, "holds a Where"),
         ({**content, "intervention": {"kind": "Add", "fields": {"x": 1}}}, "unexpected keyword"),
+        ({**content, "intervention": {"kind": "Add"}}, "cannot be read: it lacks 'fields'"),
+        ({**content, "intervention": {"kind": "Add", "fields": {"directions": 3}}}, "has no attribute"),
+        ({**content, "intervention": {"kind": "Clamp", "fields": {"values": 3}}}, "has no attribute"),
     ):
         (tmp_path / "intervention.json").write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=message):
