@@ -206,15 +206,20 @@ class Model:
         mask: Int[Tensor, "batch pos"] | None = None,
     ) -> dict[Site, Float[Tensor, "batch pos width"]]:
         """The tensors at some sites, in the order in which the pass reaches them, without gradients."""
-        seen: dict[Site, Tensor] = {}
+        seen: dict[Site, list[Tensor]] = {}
 
         def keep(site: Site, x: Tensor) -> Tensor:
-            seen[site] = x
+            seen.setdefault(site, []).append(x)
             return x
 
         with self.visiting(sites, keep):
             self.logits(tokens, mask)
-        return seen
+        if not self.follower.parted:
+            return {site: parts[-1] for site, parts in seen.items()}
+        # Where a state is changed on the way, the pass is made in parts.
+        if any(len(x) != len(tokens) for parts in seen.values() for x in parts):
+            raise ValueError("As its state is changed, this model reads row by row: give one row at a time.")
+        return {site: torch.cat(parts, dim=1) for site, parts in seen.items()}
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits that the model would give if this were what its last block wrote.

@@ -9,6 +9,8 @@ import torch
 from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
 
 from interventions import Add, Where, applied
+from interventions.dictionaries import SparseCoder
+from interventions.features import separation
 from interventions.intervention import PerRow
 from interventions.recurrence import (
     AblateState,
@@ -208,6 +210,22 @@ def test_states_are_read_and_resumed_as_the_model_itself_carries_them():
             whole, logits = model.logits(PROMPTS), resume(model, state, PROMPTS[:, 3:])
     torch.testing.assert_close(logits, whole[:, 3:], rtol=0, atol=1e-5)
     assert (logits - plain[:, 3:]).abs().max() > 1e-2
+
+
+def test_activations_of_a_changed_pass_are_read_whole():
+    model, dictionary = tiny("mamba2"), {"resid.1": SparseCoder.random(32, 48)}
+    change = AddState(_delta(model), before=Where(prompt=[2, 4]))
+    site = model.site("resid.1")
+    plain = model.read(PROMPTS, [site])[site]
+    with applied(model, change):
+        read = model.read(PROMPTS, [site])[site]
+        early = model.read(PROMPTS[:, :5], [site])[site]
+        with pytest.raises(ValueError, match="on whose way the state is changed"):
+            separation(model, dictionary, [(3, 4, 5, 6, 7)], [(4, 5, 6, 7, 3)], progress=False)
+    assert read.shape == plain.shape
+    torch.testing.assert_close(read[:, :2], plain[:, :2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(read[:, :5], early, rtol=0, atol=1e-6)
+    assert (read - plain)[:, 2:].abs().max() > 1e-2
 
 
 def test_passes_in_generation_that_change_nothing_are_the_module_s_own(monkeypatch):

@@ -95,7 +95,7 @@ def attention_to(
     found: dict[int, list[Tensor]] = {}
     off = None if progress is None else not progress
     with tqdm(total=len(numbered), desc="attention", unit="text", disable=off) as bar:
-        for batch in batches(numbered, batch_size, padded=model.pads):
+        for batch in batches(numbered, batch_size, padded=model.pads and not model.follower.parted):
             tokens, mask = padded(batch)
             for layer, pattern in attention_patterns(model, tokens, mask).items():
                 rows = found.setdefault(layer, [torch.empty(0)] * len(numbered))

@@ -138,9 +138,11 @@ def _passes(
         readers.setdefault(splice.read, []).append(splice)
     off = None if progress is None else not progress
     with tqdm(total=len(texts), desc="texts", unit="text", disable=off) as bar:
-        for batch in batches(texts, batch_size, padded=model.pads):
+        for batch in batches(texts, batch_size, padded=model.pads and not model.follower.parted):
 
             def visit(site: Site, x: Tensor, batch: Sequence[Reading] = batch) -> Tensor:
+                if x.shape[:2] != (len(batch), max(len(text.ids) for text in batch)):
+                    raise ValueError("Features are not read in a pass on whose way the state is changed.")
                 for splice in readers[site]:
                     take(splice, batch, x)
                 return x
