@@ -122,6 +122,7 @@ class _Generation:
     mask: Tensor | None = None
     prompt: Tensor | None = None  # how many of a row's tokens are the prompt
     pads: bool = False
+    embedded: int = 0  # columns of a prompt that is given as embeddings
 
 
 class Follower:
@@ -151,6 +152,8 @@ class Follower:
         """While open, `passage` is kept. `prompt` is how many tokens of a pass outside `generate` are prompt,
         one number or one for each row; None: all."""
         known = prompt if prompt is None or isinstance(prompt, int) else torch.as_tensor(prompt).long()
+        if known is not None and bool((torch.as_tensor(known) < 0).any()):
+            raise ValueError(f"prompt={prompt}: a prompt has no fewer than 0 tokens.")
         self._prompts.append(known)
         try:
             if self._open:
@@ -248,7 +251,11 @@ class Follower:
             if known:
                 columns = max(ids.shape[1], mask.shape[1] if isinstance(mask, Tensor) else 0)  # type: ignore[union-attr]
             given = len(ids) if known else 0  # type: ignore[arg-type]
+            embeds = kwargs.get("inputs_embeds")
+            if not known and isinstance(embeds, Tensor):
+                columns, given = embeds.shape[1], len(embeds)
             self._generations.append(_Generation(columns, given, {}, *self._subset))
+            self._generations[-1].embedded = 0 if known or columns is None else columns
             try:
                 return own(*args, **kwargs)
             finally:
@@ -261,7 +268,8 @@ class Follower:
         def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._generations:
                 now, mask = self._generations[-1], kwargs.get("attention_mask")
-                now.text = input_ids
+                unknown = input_ids.new_full((len(input_ids), now.embedded), -1)
+                now.text = torch.cat([unknown, input_ids], dim=1) if now.embedded else input_ids
                 now.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
                 if now.columns is None:
                     now.columns, now.given = input_ids.shape[1], len(input_ids)

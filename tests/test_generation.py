@@ -184,3 +184,24 @@ def test_bad_prompts_say_what_is_wrong():
     model.tokenizer.encode = lambda text, add_special_tokens=True: []
     with pytest.raises(ValueError, match="the text is empty, and the tokenizer opens none"):
         model.complete("")
+
+
+@pytest.mark.parametrize("place", [Where(prompt=-1, generation=None), Where(prompt=[1], generation=[0, 2])])
+def test_a_prompt_of_embeddings_is_told_from_what_is_generated(place):
+    model = tiny("llama")
+    edit = Add({"resid.1": 3 * torch.ones(32).double()}).at(place)
+    embeds = model.module.get_input_embeddings()(BATCH)
+    mask = torch.ones_like(BATCH)
+    with applied(model, edit):
+        wanted = model.generate(BATCH, **GREEDY)
+        for cached in (True, False):
+            out = model.module.generate(
+                inputs_embeds=embeds, attention_mask=mask, use_cache=cached, pad_token_id=0, **GREEDY
+            )
+            assert torch.equal(out[:, -5:], wanted[:, -5:])
+
+
+def test_a_prompt_of_fewer_than_no_tokens_is_refused():
+    model = tiny("gpt2")
+    with pytest.raises(ValueError, match="no fewer than 0 tokens"), model.following(-1):
+        pass
