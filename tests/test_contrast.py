@@ -470,3 +470,8 @@ def test_activations_are_for_their_model_and_their_sites():
     torch.testing.assert_close(
         few["resid.1"], contrast(model, [pairs[i] for i in (0, 2, 2)], ["resid.1"])["resid.1"]
     )
+
+
+def test_a_negative_number_of_draws_is_refused():
+    with pytest.raises(ValueError, match="bootstrap=-1: draws"):
+        contrast(tiny("gpt2"), [((1, 2), (1, 3)), ((4, 2), (4, 3))], ["resid.1"], bootstrap=-1)

@@ -269,3 +269,19 @@ def test_moments_without_products_have_a_mean_alone():
         _ = Moments.of(torch.ones(1, 3)).covariance
     with pytest.raises(ValueError, match="width 3 and 2"):
         _ = Moments.of(torch.ones(1, 3)) + Moments.of(torch.ones(1, 2))
+
+
+def test_one_pair_is_refused_by_centred_pca_either_way():
+    pair = torch.ones(1, 3), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="at least two pairs"):
+        CentredPCA()(*pair)
+    with pytest.raises(ValueError, match="at least two pairs"):
+        CentredPCA().of_moments(CentredPCA().moments(*pair))
+
+
+@pytest.mark.parametrize("penalty", [float("nan"), float("inf"), -1.0])
+def test_penalties_are_finite(penalty):
+    with pytest.raises(ValueError, match="a penalty is finite"):
+        LinearProbe(penalty)
+    with pytest.raises(ValueError, match="a penalty is finite"):
+        LogisticProbe(penalty)

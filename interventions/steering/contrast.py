@@ -69,6 +69,8 @@ def contrast(
     >>> list(found), found.how["method"], found.how["tokens"], found.how["pairs"]
     (['resid.0', 'resid.1'], 'MeanDifference()', 'last', 2)
     """
+    if bootstrap < 0:
+        raise ValueError(f"bootstrap={bootstrap}: draws are counted from 0, none.")
     if isinstance(pairs, PairActivations):
         if tokens is not last and label(tokens) != pairs.tokens:
             raise ValueError(f"These activations were read at {pairs.tokens}, not at {label(tokens)}.")

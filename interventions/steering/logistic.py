@@ -23,8 +23,8 @@ class LogisticProbe:
     l2: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.l2 <= 0:
-            raise ValueError(f"l2={self.l2}: a penalty is above 0, or separable classes have no solution.")
+        if not 0 < self.l2 < float("inf"):
+            raise ValueError(f"l2={self.l2}: a penalty is finite and above 0, or separable classes have no solution.")
 
     def __call__(self, positive: Rows, negative: Rows) -> Vector:
         positive, negative = positive.double(), negative.double()

@@ -119,9 +119,11 @@ class CentredPCA(MomentMethod):
     differences = True
 
     def of_moments(self, moments: PairMoments) -> Vector:
+        _two(moments.difference.count)
         return along(_first(moments.difference.products), moments.between)
 
     def __call__(self, positive: Rows, negative: Rows) -> Vector:
+        _two(len(positive))
         rows = positive.double() - negative.double()
         return along(_first_of(rows - rows.mean(0)), rows.mean(0))
 
@@ -195,8 +197,8 @@ class LinearProbe(MomentMethod):
     classes = True
 
     def __post_init__(self) -> None:
-        if self.ridge < 0:
-            raise ValueError(f"ridge={self.ridge}: a penalty is not negative.")
+        if not 0 <= self.ridge < float("inf"):
+            raise ValueError(f"ridge={self.ridge}: a penalty is finite, and not negative.")
 
     def of_moments(self, moments: PairMoments) -> Vector:
         whole = moments.everything
@@ -238,6 +240,11 @@ def shrinkage(squares: float, trace: float, width: int, n: int) -> float:
     squares and its trace."""
     spread = (n + 1 - 2 / width) * (squares - trace**2 / width)
     return 1.0 if spread <= 0 else min(1.0, ((1 - 2 / width) * squares + trace**2) / spread)
+
+
+def _two(pairs: int) -> None:
+    if pairs < 2:
+        raise ValueError("Centred PCA takes at least two pairs: one does not differ from its mean.")
 
 
 def _first(products: Float[Tensor, "d_model d_model"]) -> Vector:
