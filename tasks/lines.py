@@ -30,9 +30,14 @@ def read(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         ValueError: an empty one, or what is neither JSON lines nor a JSON list of objects.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8.") from None
     if not text.strip():
         raise ValueError(f"{path} is empty.")
     if text.lstrip().startswith("["):

@@ -186,3 +186,11 @@ def test_a_small_story_model_finds_each_side_likely_in_its_own_story():
     girl = [(f"{p} One day,", " she", " he") for p in tasks.girl_boy(n=20).positive]
     boy = [(f"{n} One day,", " she", " he") for n in tasks.girl_boy(n=20).negative]
     assert Preference(girl)(model).mean() > Preference(boy)(model).mean() + 2
+
+
+def test_folders_and_files_that_are_no_text_are_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
+        ContrastSet.load(tmp_path)
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"pairs\.jsonl is not text in UTF-8"):
+        ContrastSet.load(tmp_path / "pairs.jsonl")
