@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -65,6 +66,8 @@ def apply(
         raise ValueError(f"There is nothing to continue: give a prompt, in quotes{after}.")
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("A prompt is empty: there is nothing to go on from.")
+    if not math.isfinite(asked.scale):
+        raise ValueError(f"--scale is a finite number, not {asked.scale}.")
     if out is not None and Path(out).suffix != ".json":
         raise ValueError(f"--out writes texts as .json, not {out!r}.")
     writing = asked.writing

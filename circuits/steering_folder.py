@@ -85,6 +85,12 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
+def required(given: str) -> None:
+    """Raises FileNotFoundError where a folder holds no direction and no state."""
+    if not any((Path(given) / name).is_file() for name in ("state.json", "direction.json")):
+        raise FileNotFoundError(f"There is no direction in {given!r}; `circuits steer extract` finds one.")
+
+
 def loaded(given: str, *, model: str | None, device: str, dtype: str | None, say: Say) -> Found:
     """What is in a folder, in the model that it is for.
 
@@ -92,15 +98,10 @@ def loaded(given: str, *, model: str | None, device: str, dtype: str | None, say
         FileNotFoundError: no direction there.
         ValueError: files of something else, a direction of another model, or no word on which it is of.
     """
+    required(given)
     folder = Path(given)
     settings = read_settings(folder)
-    held: Direction | State
-    if (folder / "state.json").is_file():
-        held = State.load(folder)
-    elif (folder / "direction.json").is_file():
-        held = Direction.load(folder)
-    else:
-        raise FileNotFoundError(f"There is no direction in {given!r}; `circuits steer extract` finds one.")
+    held = State.load(folder) if (folder / "state.json").is_file() else Direction.load(folder)
     name = model or settings.get("steer extract", {}).get("options", {}).get("model")
     if name is None:
         raise ValueError(f"{folder / SETTINGS} does not say which model this is for: give --model.")

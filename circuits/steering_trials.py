@@ -29,6 +29,7 @@ from .steering_folder import (
     note,
     part_of,
     read_settings,
+    required,
     steered,
 )
 from .steering_measures import Templates, Trial, measure_names, measures
@@ -143,6 +144,7 @@ def _begun(trial: Trial, out: str | None, *, half: int, say: Say) -> _Begun:
     where(trial.prompt_tokens, trial.generation_tokens)  # mistakes show before the model loads
     if not any(trial.multipliers):
         raise ValueError("--multipliers needs one beside 0, which is always measured.")
+    required(trial.folder)
     before = read_settings(Path(trial.folder)).get("steer extract", {}).get("options", {})
     source = trial.questions or before.get("pairs")
     if source is None or (trial.questions is None and source not in SETS):

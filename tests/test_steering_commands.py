@@ -382,3 +382,13 @@ def test_every_built_in_set_is_in_the_help(capsys):
     main(["steer", "extract", "--help"])
     text = capsys.readouterr().out
     assert all(name in text for name in SETS)
+
+
+@pytest.mark.parametrize("command", [["sweep"], ["evaluate"], ["apply", "The boys"]])
+def test_a_folder_without_a_direction_is_named_before_anything_else(mistake, tmp_path, command):
+    assert "There is no direction in" in mistake(command[0], tmp_path / "none", *command[1:])
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf"])
+def test_a_scale_is_finite(mistake, tmp_path, scale):
+    assert "--scale is a finite number" in mistake("apply", tmp_path, "The boys", f"--scale={scale}")

@@ -24,7 +24,9 @@ class LogisticProbe:
 
     def __post_init__(self) -> None:
         if not 0 < self.l2 < float("inf"):
-            raise ValueError(f"l2={self.l2}: a penalty is finite and above 0, or separable classes have no solution.")
+            raise ValueError(
+                f"l2={self.l2}: a penalty is finite and above 0, or separable classes have no solution."
+            )
 
     def __call__(self, positive: Rows, negative: Rows) -> Vector:
         positive, negative = positive.double(), negative.double()
