@@ -50,7 +50,12 @@ def generate(
     # In parts of a pass, padding may be read as text is.
     groups = _groups(mask, "equal" if model.follower.parted and way == "padded" else way)
     if len(groups) == 1:
-        return written(model, _turned(tokens, mask), way, kwargs)
+        turned = _turned(tokens, mask)
+        out = written(model, turned, way, kwargs)
+        spare = tokens.shape[1] - turned[0].shape[1]
+        if not spare or not isinstance(out, Tensor):
+            return out
+        return torch.nn.functional.pad(out, (spare, 0), value=padding(model, kwargs))
     if kwargs.get("return_dict_in_generate"):
         raise ValueError(
             "These rows are generated one after the other, so there is no single dictionary of them."

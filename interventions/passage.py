@@ -344,6 +344,11 @@ def _alone(ids: Tensor, kwargs: dict[str, Any], prompt: Tensor | None) -> Passag
     cache: Any = kwargs.get("past_key_values")
     if mask is None and hasattr(cache, "get_seq_length"):
         mask = torch.ones(len(ids), int(cache.get_seq_length()) + length, device=ids.device)
+    if mask is None and any(kwargs.get(name) is not None for name in ("cache_params", "state")):
+        raise ValueError(
+            "This pass goes on from a state, and nothing says how much was read before: give it an "
+            "`attention_mask` over the whole text, or go on by `recurrence.resume`."
+        )
     text, mask = _padded(ids, mask)
     mask = None if mask is None or bool(mask.all()) else mask.bool()
     return Passage(text, mask, text.shape[1] - length, text.shape[1], prompt)

@@ -124,6 +124,10 @@ def run(
     architecture has for it. Gradients cross a transcoder only through its features (and its skip path).
     Under `torch.no_grad` the leaves are on no graph.
     """
+    if model.follower.parted:
+        raise ValueError(
+            "A pass whose state is being changed is made in parts, so it cannot be spliced by `run`."
+        )
     computed: dict[str, Acts] = {}
     used: dict[str, Acts] = {}
     made_there: dict[Site, Tensor] = {}  # features, for those that they write to later

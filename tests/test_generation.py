@@ -205,3 +205,13 @@ def test_a_prompt_of_fewer_than_no_tokens_is_refused():
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="no fewer than 0 tokens"), model.following(-1):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "rwkv"])
+def test_what_is_written_begins_after_the_prompts_columns_wherever_the_padding_is(family):
+    model = tiny(family)
+    mask = torch.tensor([[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]])
+    out = model.generate(BATCH[:2], mask, **GREEDY)
+    for row in range(2):
+        prompt = BATCH[row][mask[row].bool()][None]
+        assert torch.equal(out[row, 5:], by_hand(model, prompt)[0, prompt.shape[1] :])

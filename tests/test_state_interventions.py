@@ -8,7 +8,7 @@ import pytest
 import torch
 from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
 
-from interventions import Add, Where, applied
+from interventions import Add, Where, applied, run
 from interventions.dictionaries import SparseCoder
 from interventions.features import separation
 from interventions.intervention import PerRow
@@ -23,6 +23,7 @@ from interventions.recurrence import (
     state_changes,
 )
 from interventions.recurrence.finding import carrier
+from interventions.steering import contrast
 
 PROMPTS = tokens(2, 6)
 EVERYWHERE = Where(prompt=[2, -1], generation="all")
@@ -337,3 +338,13 @@ def test_a_changed_pass_returns_what_it_is_asked_for_or_says_why_not(family):
         with pytest.raises(ValueError, match="no loss: leave out labels"):
             model.module(PROMPTS, labels=PROMPTS)
     assert isinstance(out, tuple) and torch.equal(out[0], logits)
+
+
+def test_what_reads_whole_passes_is_refused_while_the_state_is_changed():
+    model = tiny("mamba2")
+    delta = read_state(model, tokens(1, 4)) - read_state(model, tokens(1, 4, seed=1))
+    with applied(model, AddState(delta)):
+        with pytest.raises(ValueError, match="made in parts, so it cannot be spliced by `run`"):
+            run(model, tokens(2, 6), {})
+        with pytest.raises(ValueError, match="read while the state is left alone"):
+            contrast(model, [((5, 9), (5, 7))], ["resid.1"], progress=False)

@@ -324,3 +324,13 @@ def test_following_leaves_the_module_as_it_was():
         1 / 0  # noqa: B018
     assert (set(vars(model.module)), len(model.module._forward_pre_hooks)) == before
     assert model.passage is None
+
+
+def test_a_pass_that_goes_on_from_a_state_by_hand_must_say_how_much_was_read():
+    model = tiny("mamba")
+    cache = model.module(PROMPT, use_cache=True).cache_params
+    late = pytest.raises(
+        ValueError, match="nothing says how much was read before: give it an `attention_mask`"
+    )
+    with late, applied(model, add().at(Where(prompt=6))):
+        model.module(PROMPT[:, :1], cache_params=cache, use_cache=True)

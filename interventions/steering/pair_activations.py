@@ -190,6 +190,10 @@ def read(
 
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: at least one text at a time.")
+    if model.follower.parted:
+        raise ValueError(
+            "Activations of pairs are read while the state is left alone: leave the `applied` block."
+        )
     plans = [
         _Read(ids, _places(model, tokens, i, side, texts), i, side)
         for i, pair in enumerate(texts)
