@@ -126,91 +126,63 @@ class span(Tokens):
         return ":".join(parts if self.step is None else [*parts, str(self.step)])
 
 
+Place = tuple[int, int, list[int]]  # the first and the last column of a text, and all that it is written with
+
+
+@dataclass(frozen=True)
 class _Said(Tokens):
     """Tokens that stand in a relation to a piece of text."""
 
     text: str
 
-    def found(
-        self, passage: Passage, region: Region, read: Callable[[Tensor], str]
-    ) -> list[list[tuple[int, int, list[int]]]]:
-        """For every row its places: the first and last columns of each, and the columns of the region."""
+    @abstractmethod
+    def columns(self, places: Sequence[Place]) -> Sequence[slice | int | list[int]]:
+        """Which columns of a row are meant, where the text stands at these places of it."""
+
+    def __call__(self, passage: Passage, region: Region, read: Callable[[Tensor], str]) -> Region:
         if not self.text:
             raise ValueError("An empty text stands everywhere: give the text that the tokens are about.")
-        return [
-            _places(row[inside], inside.nonzero()[:, 0].tolist(), self.text, read)
-            for row, inside in zip(passage.text, region, strict=True)
-        ]
+        found = torch.zeros_like(region)
+        for row, (ids, inside) in enumerate(zip(passage.text, region, strict=True)):
+            places = _places(ids[inside], inside.nonzero()[:, 0].tolist(), self.text, read)
+            for part in self.columns(places):
+                found[row, part] = True
+        return found & region
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__.replace('_', ' ')} {self.text!r}"
 
 
-@dataclass(frozen=True)
 class after(_Said):
     """Tokens after the first place where this text stands."""
 
-    text: str
-
-    def __call__(self, passage: Passage, region: Region, read: Callable[[Tensor], str]) -> Region:
-        found = torch.zeros_like(region)
-        for row, places in enumerate(self.found(passage, region, read)):
-            if places:
-                found[row, places[0][1] + 1 :] = True
-        return found & region
-
-    def __str__(self) -> str:
-        return f"after {self.text!r}"
+    def columns(self, places: Sequence[Place]) -> list[slice]:
+        return [slice(last + 1, None) for _, last, _ in places[:1]]
 
 
-@dataclass(frozen=True)
 class before(_Said):
     """Tokens before the first place where this text stands; none where it does not."""
 
-    text: str
     causal: ClassVar[bool] = False
 
-    def __call__(self, passage: Passage, region: Region, read: Callable[[Tensor], str]) -> Region:
-        found = torch.zeros_like(region)
-        for row, places in enumerate(self.found(passage, region, read)):
-            if places:
-                found[row, : places[0][0]] = True
-        return found & region
-
-    def __str__(self) -> str:
-        return f"before {self.text!r}"
+    def columns(self, places: Sequence[Place]) -> list[slice]:
+        return [slice(first) for first, _, _ in places[:1]]
 
 
-@dataclass(frozen=True)
 class within(_Said):
     """Tokens that this text is written with, wherever it stands."""
 
-    text: str
     causal: ClassVar[bool] = False
 
-    def __call__(self, passage: Passage, region: Region, read: Callable[[Tensor], str]) -> Region:
-        found = torch.zeros_like(region)
-        for row, places in enumerate(self.found(passage, region, read)):
-            for _, _, columns in places:
-                found[row, columns] = True
-        return found
-
-    def __str__(self) -> str:
-        return f"within {self.text!r}"
+    def columns(self, places: Sequence[Place]) -> list[list[int]]:
+        return [columns for _, _, columns in places]
 
 
-@dataclass(frozen=True)
 class end_of(_Said):
     """The last token of this text, wherever it stands."""
 
-    text: str
-
-    def __call__(self, passage: Passage, region: Region, read: Callable[[Tensor], str]) -> Region:
-        found = torch.zeros_like(region)
-        for row, places in enumerate(self.found(passage, region, read)):
-            for _, last, _ in places:
-                found[row, last] = True
-        return found
-
-    def __str__(self) -> str:
-        return f"end of {self.text!r}"
+    def columns(self, places: Sequence[Place]) -> list[int]:
+        return [last for _, last, _ in places]
 
 
 class matching(Tokens):
