@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .options import Help, add_debug, add_machine, add_report, count, many, natural, numbers, positive
+from .options import (
+    add_debug,
+    add_machine,
+    add_report,
+    command_group,
+    count,
+    many,
+    natural,
+    numbers,
+    positive,
+    silent,
+)
 
 RECIPES = ("topk", "batchtopk", "jumprelu", "gated", "l1", "p-anneal", "matryoshka")
 LAYOUTS = ("own", "saelens", "sparsify")
@@ -56,21 +67,7 @@ Say = Callable[[str], None]
 def add_dictionaries(commands: Any) -> None:
     """Adds the command `dictionaries`, which has commands of its own."""
     about = "train sparse dictionaries, and look at them"
-    group = commands.add_parser(
-        "dictionaries", help=about, description=f"{about.capitalize()}.", epilog=_ABOUT, formatter_class=Help,
-        allow_abbrev=False,
-    )  # fmt: skip
-    group.set_defaults(run=lambda _args, _say: group.print_help())
-    inner = group.add_subparsers(metavar="COMMAND", title="commands")
-
-    def command(name: str, run: Any, about: str, epilog: str) -> argparse.ArgumentParser:
-        added = inner.add_parser(
-            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog,
-            formatter_class=Help, allow_abbrev=False,
-        )  # fmt: skip
-        added.set_defaults(run=run)
-        return added
-
+    command = command_group(commands, "dictionaries", about, _ABOUT)
     _add_train(command("train", _train, "train dictionaries for sites of a model", _TRAIN))
     _add_inspect(command("inspect", _inspect, "list dictionaries, or show features", _INSPECT))
     _add_convert(command("convert", _convert, "write dictionaries in another layout", _CONVERT))
@@ -91,7 +88,7 @@ def _train(args: argparse.Namespace, say: Say) -> None:
         fresh=args.fresh,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -103,7 +100,7 @@ def _inspect(args: argparse.Namespace, say: Say) -> None:
         part(dictionaries.Inspection, vars(args)),
         out=args.out,
         progress=False if args.quiet else None,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -118,7 +115,7 @@ def _convert(args: argparse.Namespace, say: Say) -> None:
         sites=args.site,
         place=args.place,
         model=args.model,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -131,12 +128,8 @@ def _compare(args: argparse.Namespace, say: Say) -> None:
         threshold=args.threshold,
         out=args.out,
         picture=args.draw,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
-
-
-def _silent(_text: str = "") -> None:
-    pass
 
 
 # --- options ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .options import Help, add_machine, add_report, count, many, natural, portion, positive
+from .options import add_machine, add_report, command_group, count, many, natural, portion, positive, silent
 
 STATISTICS = ("entropy", "kl", "cross-entropy", "probability", "rank")
 
@@ -55,21 +55,7 @@ Say = Callable[[str], None]
 def add_lens(commands: Any) -> None:
     """Adds the command `lens`, which has commands of its own."""
     about = "read what a model would say at every layer"
-    group = commands.add_parser(
-        "lens", help=about, description=f"{about.capitalize()}.", epilog=_ABOUT, formatter_class=Help,
-        allow_abbrev=False,
-    )  # fmt: skip
-    group.set_defaults(run=lambda _args, _say: group.print_help())
-    inner = group.add_subparsers(metavar="COMMAND", title="commands")
-
-    def command(name: str, run: Any, about: str, epilog: str) -> argparse.ArgumentParser:
-        added = inner.add_parser(
-            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog,
-            formatter_class=Help, allow_abbrev=False,
-        )  # fmt: skip
-        added.set_defaults(run=run)
-        return added
-
+    command = command_group(commands, "lens", about, _ABOUT)
     _add_fit(command("fit", _fit, "fit a tuned lens to a model, and test it", _FIT))
     _add_show(command("show", _show, "show what a lens reads in a prompt", _SHOW))
     _add_evaluate(command("evaluate", _evaluate, "measure lenses on text, layer by layer", _EVALUATE))
@@ -89,7 +75,7 @@ def _fit(args: argparse.Namespace, say: Say) -> None:
         pictures=args.draw,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -103,7 +89,7 @@ def _show(args: argparse.Namespace, say: Say) -> None:
         args.prompt,
         out=args.out,
         pictures=args.draw,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -118,12 +104,8 @@ def _evaluate(args: argparse.Namespace, say: Say) -> None:
         pictures=args.draw,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
-
-
-def _silent(_text: str = "") -> None:
-    pass
 
 
 # --- options ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .terminal import plain
@@ -21,6 +22,32 @@ class Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 1))
         self._action_max_length = 18  # argparse forgets that commands are indented
+
+
+def adding(commands: Any) -> Callable[..., argparse.ArgumentParser]:
+    """What adds a command to a parser's: called with its name, what runs it, what it is for, and examples."""
+
+    def command(name: str, run: Any, about: str, epilog: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog,
+            formatter_class=Help, allow_abbrev=False,
+        )  # fmt: skip
+        added.set_defaults(run=run)
+        return added
+
+    return command
+
+
+def command_group(
+    commands: Any, name: str, about: str, epilog: str
+) -> Callable[..., argparse.ArgumentParser]:
+    """What adds commands to a new command that has commands of its own, and by itself says which."""
+    group = adding(commands)(name, lambda _args, _say: group.print_help(), about, epilog)
+    return adding(group.add_subparsers(metavar="COMMAND", title="commands"))
+
+
+def silent(_text: str = "") -> None:
+    """In place of what says something, where --quiet was asked for."""
 
 
 def add_question(parser: argparse.ArgumentParser) -> None:

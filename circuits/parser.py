@@ -6,7 +6,6 @@ import argparse
 import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from .dictionary_options import add_dictionaries
 from .lens_options import add_lens
@@ -20,9 +19,11 @@ from .options import (
     add_report,
     add_search,
     add_trial,
+    adding,
     count,
     edge_rule,
     rule,
+    silent,
 )
 from .steering_options import add_steering
 
@@ -75,13 +76,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"circuits {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
-    def command(name: str, run: Any, about: str, epilog: str = "") -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog,
-            formatter_class=Help, allow_abbrev=False,
-        )  # fmt: skip
-        added.set_defaults(run=run)
-        return added
+    command = adding(commands)
 
     find = command("find", _find, "find the circuit of a task, test it and draw it", _FIND)
     add_question(find)
@@ -157,7 +152,7 @@ def _find(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         keep_checkpoint=args.keep_checkpoint,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -171,7 +166,7 @@ def _evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         pictures=args.draw,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -186,7 +181,7 @@ def _draw(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         format=args.format,
         out=args.out,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -203,10 +198,6 @@ def _models(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     from . import question
 
     question.show_model(question.part(question.Question, vars(args)), say=say)
-
-
-def _silent(_text: str = "") -> None:
-    pass
 
 
 def _version() -> str:

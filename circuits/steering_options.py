@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .options import Help, add_machine, add_report, count, natural, positive
+from .options import add_machine, add_report, command_group, count, natural, positive, silent
 
 METHODS = ("mean-difference", "pca", "paired-pca", "centred-pca", "lda", "logistic", "linear")
 MEASURES = ("preference", "matching", "divergence", "keywords", "refusal", "fluency")
@@ -59,25 +59,18 @@ Say = Callable[[str], None]
 def add_steering(commands: Any) -> None:
     """Adds the command `steer`, which has commands of its own."""
     about = "find directions that steer a model, and measure what they do"
-    group = commands.add_parser(
-        "steer", help=about, description=f"{about.capitalize()}.", epilog=_ABOUT, formatter_class=Help,
-        allow_abbrev=False,
-    )  # fmt: skip
-    group.set_defaults(run=lambda _args, _say: group.print_help())
-    inner = group.add_subparsers(metavar="COMMAND", title="commands")
-
-    def command(name: str, about: str, epilog: str) -> argparse.ArgumentParser:
-        added = inner.add_parser(
-            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog,
-            formatter_class=Help, allow_abbrev=False,
-        )  # fmt: skip
-        added.set_defaults(run=_RUN[name])
-        return added
-
-    _add_extract(command("extract", "find a direction in pairs of texts", _EXTRACT))
-    _add_apply(command("apply", "continue prompts, unsteered and steered", _APPLY))
-    _add_trial(command("sweep", "measure every site and strength", _SWEEP), sweep=True)
-    _add_trial(command("evaluate", "measure the effect of every strength beside its controls", _EVALUATE))
+    command = command_group(commands, "steer", about, _ABOUT)
+    _add_extract(command("extract", _RUN["extract"], "find a direction in pairs of texts", _EXTRACT))
+    _add_apply(command("apply", _RUN["apply"], "continue prompts, unsteered and steered", _APPLY))
+    _add_trial(command("sweep", _RUN["sweep"], "measure every site and strength", _SWEEP), sweep=True)
+    _add_trial(
+        command(
+            "evaluate",
+            _RUN["evaluate"],
+            "measure the effect of every strength beside its controls",
+            _EVALUATE,
+        )
+    )
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -93,7 +86,7 @@ def _extract(args: argparse.Namespace, say: Say) -> None:
         pictures=args.draw,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -107,7 +100,7 @@ def _apply(args: argparse.Namespace, say: Say) -> None:
         out=args.out,
         quiet=args.quiet,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
 
 
@@ -131,12 +124,8 @@ def _tried(args: argparse.Namespace, say: Say, name: str) -> None:
         pictures=args.draw,
         progress=False if args.quiet else None,
         command=args.line,
-        say=_silent if args.quiet else say,
+        say=silent if args.quiet else say,
     )
-
-
-def _silent(_text: str = "") -> None:
-    pass
 
 
 _RUN = {"extract": _extract, "apply": _apply, "sweep": _sweep, "evaluate": _evaluate}
