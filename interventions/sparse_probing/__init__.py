@@ -1,0 +1,1 @@
+"""Probes of a few features, beside the best that can be done with the activations themselves."""
