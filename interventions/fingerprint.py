@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # What a config says about where it came from and how it is run, not about what the model computes.
 _INCIDENTAL = {
@@ -25,13 +26,20 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256(type(module).__name__.encode())
     if config is not None:
         digest.update(json.dumps(_essential(config.to_dict()), sort_keys=True, default=str).encode())
-    samples = []
-    for name, parameter in module.state_dict().items():
+    state = module.state_dict()
+    for name, parameter in state.items():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, flat.numel() // _SAMPLES)][: _SAMPLES + 1].float().cpu())
-    digest.update(torch.cat(samples).numpy().tobytes() if samples else b"")
+    digest.update(samples(state.values()))
     return digest.hexdigest()
+
+
+def samples(tensors: Iterable[Tensor]) -> bytes:
+    """Some numbers of each tensor, in float32."""
+    found = []
+    for x in tensors:
+        flat = x.detach().flatten()
+        found.append(flat[:: max(1, flat.numel() // _SAMPLES)][: _SAMPLES + 1].float().cpu())
+    return torch.cat(found).numpy().tobytes() if found else b""
 
 
 def _essential(value: Any) -> Any:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,11 +18,15 @@ from .loading import load
 from .middles import middles
 from .observation import arguments, observe, sample
 from .passage import Follower, Passage, Prompt
+from .pooling import Pool, mean
 from .sites import Layout, Side, Site
 from .skipping import Record, passing, repeated, returning
 from .structure import discover, heads, last_call, missing_layout, name_sites, place
 from .tensors import hidden, map_tensors
 from .visits import Visit, visited
+
+if TYPE_CHECKING:
+    from .probed import Classifier, ProbedModel
 
 # What a model's own code raises where it cannot do with less than the whole of its blocks.
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
@@ -117,6 +121,11 @@ class Model:
         """A hash of the architecture and a sample of the weights: the same wherever the model is the same."""
         return fingerprint(self.module)
 
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Those of the models whose directions mean here what they mean there: this one alone, as a rule."""
+        return frozenset({self.fingerprint})
+
     # Sites
 
     def site(self, name: str | Site) -> Site:
@@ -129,7 +138,7 @@ class Model:
             return self._placed.setdefault(name.name, name)
         if name in self._placed:
             return self._placed[name]
-        raise LookupError(f"No site {name!r}; this model has {_ranges(self._named)}.")
+        raise LookupError(f"No site {name!r}; this model has {ranges(self._named)}.")
 
     def block_of(self, site: Site) -> int | None:
         """Index of the block that a site lies in; None for what lies before or after the blocks."""
@@ -271,6 +280,16 @@ class Model:
             {module: self._recorded(i, record, repeat) for i, module in enumerate(self.blocks[:block])}
         ):
             yield
+
+    def probed(self, probe: Classifier, *, at: str | Site, pool: Pool = mean) -> ProbedModel:
+        """The same model as a classifier: its logits are what a probe says of pooled activations at a site.
+
+        `pool` says what the probe reads of a text: `pooling.mean`, `pooling.last`, or any callable of that
+        form. See `ProbedModel` for its errors.
+        """
+        from .probed import ProbedModel
+
+        return ProbedModel(self, probe, at=at, pool=pool)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -444,7 +463,7 @@ def _checked_logits(module: nn.Module, out: Any) -> None:
         )
 
 
-def _ranges(names: Iterable[str]) -> str:
+def ranges(names: Iterable[str]) -> str:
     """`embed, mlp.0 to mlp.5` for a list of site names."""
     stems: dict[str, list[str]] = {}
     for name in names:

@@ -57,7 +57,7 @@ class Encoder:
         prompts = [pair.clean] if pair.patch is None else [pair.clean, pair.patch]
         if not all(prompts) or not pair.answers:
             raise Unfit("no prompt or no answer", repr(pair))
-        ids = {prompt: self._ids(prompt) for prompt in prompts}
+        ids = {prompt: self.ids(prompt) for prompt in prompts}
         if len({len(tokens) for tokens in ids.values()}) > 1:
             sizes = " and ".join(f"{prompt!r} has {len(tokens)}" for prompt, tokens in ids.items())
             raise Unfit("clean and patch have different numbers of tokens", sizes)
@@ -72,7 +72,8 @@ class Encoder:
         patch = None if pair.patch is None else ids[pair.patch]
         return Encoded(ids[pair.clean], patch, answers, foils, pair.case)
 
-    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
+    def ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """A text as token ids, opened as the tokenizer opens one; token ids as they are."""
         if isinstance(prompt, tuple):
             return prompt
         assert self.tokenizer is not None
@@ -84,7 +85,7 @@ class Encoder:
             return answer
         # An answer on its own can be cut otherwise than in its place (SentencePiece adds a space to it),
         # so its token is what the prompt grows by.
-        grown = {prompt: self._ids(f"{prompt}{answer}") for prompt in ids}
+        grown = {prompt: self.ids(f"{prompt}{answer}") for prompt in ids}
         for prompt, tokens in grown.items():
             if tokens[:-1] != ids[prompt]:
                 raise Unfit("an answer or foil does not add one token", f"{answer!r} after {prompt!r}")

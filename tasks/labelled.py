@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from . import lines
+from .batch import Tokenizer
+from .encoding import Encoder
+from .metrics import LogitDifference
+from .pair import Pair
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,39 @@ class LabelledSet:
             raise ValueError(f"Cannot split {len(self)} texts at {first}: one side would be empty.")
         one, other = (replace(self, texts=rng.sample(side, len(side))) for side in sides)
         return one, other
+
+    def task(self, tokenizer: Tokenizer, classes: Sequence[str] | None = None) -> Task:
+        """To classify each text: a task for models whose logits are over `classes`, by default this set's.
+
+        Prompts are token ids, opened as the tokenizer opens a text, and compared with nothing. The answer is
+        the place of the label among the classes, and the foils are the others. The case is both labels, as in
+        "nurse/female". The metric is the logit of the answer less the mean of the others.
+
+        >>> from tasks import grammar
+        >>> sizes = LabelledSet("sizes", [LabelledText("The boy", "one"), LabelledText("The boys", "many")])
+        >>> pair = sizes.task(grammar.tokenizer()).pairs[1]
+        >>> pair.answers, pair.foils, pair.case
+        ((1,), (0,), 'many')
+
+        Raises:
+            ValueError: a label that is none of the classes, fewer than two of these, or one of them twice.
+        """
+        known = self.classes if classes is None else tuple(classes)
+        if len(set(known)) < max(2, len(known)):
+            raise ValueError(
+                f"A text is classified as one of two classes or more, all different, not {known}."
+            )
+        if missing := [label for label in self.classes if label not in known]:
+            raise ValueError(f"{missing[0]!r} is none of the classes {', '.join(known)}.")
+        place = {label: i for i, label in enumerate(known)}
+        encoder = Encoder.of(tokenizer, [Pair(one.text, None, ()) for one in self])
+        pairs = []
+        for one in self:
+            right = place[one.label]
+            foils = tuple(i for i in range(len(known)) if i != right)
+            case = "/".join(filter(None, one.group))
+            pairs.append(Pair(encoder.ids(one.text), None, (right,), foils, case))
+        return Task(self.name, pairs, LogitDifference(), self.description)
 
     def save(self, path: str | Path) -> None:
         """Writes JSON lines with `text`, `label` and `spurious`; a file there is replaced whole."""

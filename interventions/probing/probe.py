@@ -120,13 +120,17 @@ class Probe:
         found = (sides[..., 0] + 1 - sides[..., 1]) / 2
         return found if found.ndim == 1 else found.mean(1)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights and the bias, by name."""
+        return {"weights": self.weights, "bias": self.bias}
+
     def to(self, *args: Any) -> Probe:
         """On another device, or of another dtype."""
         return replace(self, weights=self.weights.to(*args), bias=self.bias.to(*args))
 
     def save(self, folder: str | Path) -> None:
         """Writes `probe.json` and a safetensors file beside it, which `load` reads back exactly."""
-        save(folder, "probe", {"weights": self.weights, "bias": self.bias}, {"how": dict(self.how)})
+        save(folder, "probe", self.tensors(), {"how": dict(self.how)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Probe:
