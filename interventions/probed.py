@@ -205,8 +205,8 @@ class _Reading:
         pooled = self.pool(x.to(self.dtype), counted)
         if pooled.shape != x.shape:
             raise ValueError(
-                f"{_called(self.pool)} pooled {tuple(x.shape)} to {tuple(pooled.shape)}: a pooling gives what is "
-                "read of the text up to each position, of the same shape."
+                f"{_called(self.pool)} pooled {tuple(x.shape)} to {tuple(pooled.shape)}: a pooling gives, of "
+                "the same shape, what is read of the text up to each position."
             )
         logits = self.probe.logits(pooled)
         if self.probe.n_classes == 2 and logits.ndim == x.ndim - 1:
@@ -254,9 +254,9 @@ class _Stopping(nn.Module):
 
         inner = self.get_submodule(_INNER)
         # Hooked anew in each pass, so that visits that are open have been before.
-        with visited(inner, [self._site], take, first=self._first, seen=self._seen, muted=lambda: False):
-            with suppress(_Stopped):
-                inner(tokens, **arguments(inner, **told))
+        ending = visited(inner, [self._site], take, first=self._first, seen=self._seen, muted=lambda: False)
+        with suppress(_Stopped), ending:
+            inner(tokens, **arguments(inner, **told))
         if not held:
             raise ValueError(f"The pass never came to {self._site}, which the probe reads.")
         return held[0]

@@ -64,7 +64,7 @@ def _by_site(model: Model, interventions: Sequence[Intervention]) -> dict[Site, 
             raise TypeError(
                 f"{intervention!r} is no intervention: give one, such as Add({{site: direction}})."
             )
-        if others := intervention.fingerprints - {model.fingerprint}:
+        if others := intervention.fingerprints - model.fingerprints:
             raise ValueError(
                 f"{intervention!r} was made with another model (fingerprint {min(others)[:8]}, this one has "
                 f"{model.fingerprint[:8]}): its directions mean nothing here."
