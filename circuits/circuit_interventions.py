@@ -17,12 +17,13 @@ from torch import Tensor
 
 from interventions.acts import Acts
 from interventions.binding import Dictionaries, splices
-from interventions.edits import Ablate, Add, Clamp
+from interventions.edits import Ablate, Clamp
 from interventions.features.made_with import MadeWith
 from interventions.intervention import Intervention
 from interventions.model import Model
 from interventions.splice import run
 from interventions.steering.direction import Direction
+from interventions.tensor_edits import Add
 from interventions.where import Where
 
 from .discovery import identity

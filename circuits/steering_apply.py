@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from interventions.edits import Add
 from interventions.intervention import Intervention
 from interventions.permanent import export_gguf
 from interventions.recurrence import State
 from interventions.splice import applied
+from interventions.tensor_edits import Add
 
 from .annotations import visible
 from .files import writable

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interventions.edits import Add, Project
 from interventions.intervention import Intervention
 from interventions.model import Model
 from interventions.recurrence import AddState, State
 from interventions.steering.direction import Direction
 from interventions.steering.randomised import randomised
+from interventions.tensor_edits import Add, Project
 
 from .files import read_json
 from .question import Say, chosen, described, loaded_model, whole_path

@@ -5,11 +5,14 @@ from .baselines import acts_of, mean_acts
 from .conditions import Condition
 from .dictionaries import SparseCoder
 from .dictionaries.stream import activations
-from .edits import Ablate, Add, Affine, Clamp, Patch, Project, Scale, rotation
-from .intervention import Decay, Intervention, Linear, PerRow
+from .edits import Ablate, Clamp, Patch, Scale
+from .intervention import Intervention
+from .joined import PerRow
 from .model import Model
+from .schedules import Decay, Linear
 from .sites import Layout, Site
 from .splice import Run, applied, run
+from .tensor_edits import Add, Affine, Project, rotation
 from .where import Where, after, before, end_of, matching, span, within
 
 __all__ = [

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from . import edits, intervention, where
+from . import edits, joined, limited, schedules, tensor_edits, where
 from .acts import Acts
 from .conditions import Condition
 from .intervention import Intervention
@@ -70,9 +70,9 @@ def _kinds() -> dict[str, type]:
     from . import features, recurrence, steering
     from .recurrence import couples
 
-    modules = (edits, intervention, where, features, recurrence, steering)
+    modules = (edits, tensor_edits, joined, limited, schedules, where, features, recurrence, steering)
     known = {name: kind for m in modules for name, kind in vars(m).items() if isinstance(kind, type)}
-    wanted = (Intervention, where.Tokens, where.Where, intervention.Linear, intervention.Decay)
+    wanted = (Intervention, where.Tokens, where.Where, schedules.Linear, schedules.Decay)
     kinds = {name: k for name, k in known.items() if issubclass(k, wanted) and is_dataclass(k)}
     values = (Acts, Condition, where.matching, steering.Direction, recurrence.State, couples.Couple)
     return kinds | {kind.__name__: kind for kind in values}

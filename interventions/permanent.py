@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .edits import Add
-from .intervention import Chain, Intervention, Placed
+from .intervention import Intervention
+from .joined import Chain
+from .limited import Placed
 from .model import Model
 from .observation import Call, Observation, observe, sample, text_config
 from .sites import Site
 from .splice import applied
 from .steering.direction import Direction
+from .tensor_edits import Add
 from .writing import write
 
 ARCH = "controlvector"  # what such a file says of itself

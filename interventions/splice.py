@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .acts import Acts, Dictionary, Identity
 from .binding import Dictionaries, Splice, by_site, splices, written_later
-from .intervention import Here, Intervention, Placed
+from .intervention import Here, Intervention
+from .limited import Placed
 from .model import Model
 from .passage import Prompt
 from .recurrence import StateIntervention, state_changes, stepping

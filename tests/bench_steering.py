@@ -32,12 +32,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from interventions.edits import Add
 from interventions.model import Model
 from interventions.permanent import bake
 from interventions.splice import applied
 from interventions.steering.contrast import contrast
 from interventions.steering.methods import centred_pca, mean_difference
+from interventions.tensor_edits import Add
 from interventions.where import Where
 
 np.float_ = np.float64  # gone in numpy 2, which repeng 0.4.0 does not know

@@ -26,8 +26,9 @@ from circuits.attribution import (
 )
 from interventions.acts import Identity
 from interventions.dictionaries import SparseCoder
-from interventions.edits import Add, Patch
+from interventions.edits import Patch
 from interventions.splice import applied, run
+from interventions.tensor_edits import Add
 from tasks import LogitDifference
 
 metric = LogitDifference()

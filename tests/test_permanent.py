@@ -6,11 +6,11 @@ import torch
 from families import FAMILIES, WIDTH, module, tiny
 from safetensors.torch import load_file
 
-from interventions.edits import Add, Project
 from interventions.model import Model
 from interventions.permanent import bake, export_gguf, load_gguf
 from interventions.splice import applied
 from interventions.steering.direction import Direction
+from interventions.tensor_edits import Add, Project
 from interventions.where import Where
 
 GOLDEN = Path(__file__).parent / "golden" / "steering"

@@ -4,8 +4,9 @@ from families import FAMILIES
 from oracles import VOCAB, autoencoders, batch, tiny, tolerance, transcoders, writers
 
 from interventions.acts import Acts, Identity
-from interventions.edits import Ablate, Add, Clamp, Patch
+from interventions.edits import Ablate, Clamp, Patch
 from interventions.splice import applied, run
+from interventions.tensor_edits import Add
 
 TOKENS = batch().clean
 

@@ -11,7 +11,7 @@ from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
 from interventions import Add, Where, applied, run
 from interventions.dictionaries import SparseCoder
 from interventions.features import separation
-from interventions.intervention import PerRow
+from interventions.joined import PerRow
 from interventions.recurrence import (
     AblateState,
     AddState,

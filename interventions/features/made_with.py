@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..acts import Acts
-from ..intervention import Here, Intervention, _Changed
+from ..intervention import Here, Intervention
+from ..limited import Changed
 
 
 @dataclass(frozen=True)
-class MadeWith(_Changed):
+class MadeWith(Changed):
     """An intervention that `applied` and `run` refuse in any other model than the one with this fingerprint.
 
     Numbers of features carry no mark of their model; this puts it on.

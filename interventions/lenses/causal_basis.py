@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import vouched
-from ..edits import Project
 from ..intervention import Here, TensorEdit
 from ..steering.columns import aligned
+from ..tensor_edits import Project
 
 _FORMAT, _VERSION = "interventions.causal-basis", 1
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..edits import Affine
+from ..tensor_edits import Affine
 from .discriminants import normal
 from .examples import Labels, finite, numbers, plain, two_classes
 from .files import load, save

@@ -10,7 +10,10 @@ from typing import NoReturn
 import torch
 
 from ..acts import Acts
-from ..intervention import Here, Intervention, PerRow, Placed, Schedule
+from ..intervention import Here, Intervention
+from ..joined import PerRow
+from ..limited import Placed
+from ..schedules import Schedule
 from ..where import Where
 from .couples import combined
 from .state import State

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..binding import Dictionaries
-from ..edits import Intervention
+from ..intervention import Intervention
 from ..model import Model
 from .choices import Prompting
 from .columns import aligned

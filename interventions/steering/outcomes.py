@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..binding import Dictionaries
-from ..edits import Intervention
+from ..intervention import Intervention
 from ..model import Model
 from ..splice import applied
 from ..writing import write

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..edits import Add, Intervention
+from ..intervention import Intervention
+from ..tensor_edits import Add
 
 
 def randomised(intervention: Intervention, seed: int) -> Intervention:

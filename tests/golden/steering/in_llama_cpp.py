@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from interventions.edits import Add
 from interventions.model import Model
 from interventions.permanent import export_gguf
 from interventions.splice import applied
+from interventions.tensor_edits import Add
 
 LOADER = "_Z26common_control_vector_loadRKSt6vectorI31common_control_vector_load_infoSaIS0_EE"
 TEXT = "The capital of France is a city that"
