@@ -77,7 +77,7 @@ def find(
     batches = prompts(model, task, batch_size)
     if reference is not None and all(batch.patch is not None for batch in batches):
         raise ValueError("A reference is where unpaired prompts move to; those of this task are all paired.")
-    settings = _settings(model, task, batches, bound, method, reference, per_position, batch_size)
+    settings = run_settings(model, task, batches, bound, method, reference, per_position, batch_size)
     store = None if checkpoint is None else Checkpoint(checkpoint, settings)
     tally = Tally(bound, _length(batches) if per_position else None)
     scored: dict[int, Effects] = {}
@@ -92,7 +92,7 @@ def find(
                 scored[number] = found
         return found
 
-    with _memory_advice(batch_size, checkpoint):
+    with memory_advice(batch_size, checkpoint):
         for number in _bar(range(len(batches)), "effects", progress):
             tally.add(effects(number))
         kept = tally.kept(keep(node))
@@ -202,7 +202,7 @@ def _length(batches: Sequence[Batch]) -> int:
     return lengths[0]
 
 
-def _settings(
+def run_settings(
     model: Model,
     task: Task,
     batches: Sequence[Batch],
@@ -301,7 +301,7 @@ def _bar(numbers: range, label: str, progress: bool | None) -> Iterable[int]:
 
 
 @contextmanager
-def _memory_advice(batch_size: int, checkpoint: str | Path | None) -> Iterator[None]:
+def memory_advice(batch_size: int, checkpoint: str | Path | None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
