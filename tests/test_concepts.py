@@ -9,7 +9,7 @@ from families import tiny
 from circuits import embedded
 from interventions import SparseCoder, run
 from interventions.concepts import SCR, TPP, pooled, scr, tpp
-from interventions.concepts.scores import ablated_accuracies, attributions, fitted
+from interventions.concepts.scores import Ablation, ablated_logits, attributions, fitted, right
 from interventions.edits import Ablate
 from interventions.probing import Logistic
 
@@ -72,7 +72,8 @@ def test_the_closed_form_is_what_explicit_ablation_gives(sets):
     explicit = _explicitly(model, coder, _texts(45, 45), probe, features)
     torch.testing.assert_close(closed, explicit, rtol=1e-9, atol=1e-9)
     expected = ((explicit > 0) == labels).double().mean().item()
-    assert ablated_accuracies(test, probe, texts, labels, features, (5,)) == [expected]
+    ablation = Ablation.of(test, features)
+    assert right(ablated_logits(test, probe, texts, ablation, (5,)), labels).mean().item() == expected
 
 
 def test_the_closed_form_is_what_an_ablation_in_the_model_gives(sets):
@@ -117,7 +118,7 @@ def test_scores_survive_files(sets, tmp_path):
     found.save(tmp_path)
     again = TPP.load(tmp_path)
     assert str(again) == str(found) and torch.equal(again.after, found.after)
-    assert str(found).splitlines()[0].split() == ["features", "TPP", "intended", "unintended"]
+    assert str(found).splitlines()[0].split() == ["features", "TPP", "from", "to", "intended", "unintended"]
 
 
 def _planted(n: int, seed: int):
@@ -150,15 +151,15 @@ def test_features_of_one_label_free_a_spurious_probe_from_it_in_the_embedded_mod
 
 
 def test_of_a_tie_of_bases_the_mean_of_both_directions_counts():
+    together = (("p", "x"), ("q", "y"))
+    rest = {"after": torch.tensor([[0.75], [1.0]]), "chosen": torch.ones(2, 1), "drawn": torch.ones(9, 1)}
     tie = SCR(
-        ("a", "b"), (1,), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1.0]),
-        torch.tensor([[0.75], [1.0]]), torch.tensor([[1], [1]]),
-    )  # fmt: skip
+        ("a", "b"), together, (1,), base=torch.tensor([0.5, 0.5]), ceiling=torch.tensor([1.0, 1.0]), **rest
+    )
     assert tie.score.item() == 0.75
     stuck = SCR(
-        ("a", "b"), (1,), torch.tensor([0.5, 0.9]), torch.tensor([0.5, 1.0]),
-        torch.tensor([[0.75], [1.0]]), torch.tensor([[1], [1]]),
-    )  # fmt: skip
+        ("a", "b"), together, (1,), base=torch.tensor([0.5, 0.9]), ceiling=torch.tensor([0.5, 1.0]), **rest
+    )
     assert stuck.score.item() == 0.0
 
 
@@ -173,7 +174,7 @@ def test_labels_that_do_not_fit_are_refused(sets):
     with pytest.raises(ValueError, match="label has the values 'a'; it takes two"):
         scr(train, [("a", "x")] * 60, test, [("a", "x")] * 45)
     pairs = [("a", "x"), ("b", "y")] * 30
-    with pytest.raises(ValueError, match="No text has label 'a' and spurious 'y'"):
+    with pytest.raises(ValueError, match="No text to fit on has label 'a' and spurious 'y'"):
         scr(train, pairs, test, pairs[:45])
     with pytest.raises(ValueError, match="There are no dictionaries"):
         pooled(model, {}, [(1, 2)])

@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..acts import Identity
 from ..binding import Dictionaries, Splice, splices
-from ..features.passes import each_text, readings
+from ..features.passes import ROWS
 from ..model import Model
-from ..sites import Site
 from ..steering.token_choice import Choice, every
+from .held import Held, numbered, read_tokens
 
 _CHUNK = 2**22  # entries of decoder rows held at a time
 
@@ -31,6 +30,8 @@ class Pooled:
     splice: Splice
     acts: Float[Tensor, "text d_model"]
     features: Float[Tensor, "text feature"]  # sparse
+    tokens: Int[Tensor, " text"]  # how many count
+    active: Int[Tensor, " text"]  # how many features are at them, summed
 
     def __len__(self) -> int:
         return len(self.acts)
@@ -38,28 +39,51 @@ class Pooled:
     def __repr__(self) -> str:
         return f"Pooled({len(self)} texts at {self.splice.site}, {self.splice.n_features} features)"
 
+    @property
+    def l0(self) -> float:
+        """How many features are active at a token, in the mean over tokens."""
+        return (self.active.sum() / self.tokens.sum()).item()
+
     def of(self, texts: Int[Tensor, " n"] | Bool[Tensor, " text"] | Sequence[int]) -> Pooled:
         """Those of some texts, in this order; or those for which `texts` says True."""
         index = torch.arange(len(self))[torch.as_tensor(texts)]
-        return replace(self, acts=self.acts[index], features=self.features.index_select(0, index).coalesce())
+        return replace(
+            self,
+            acts=self.acts[index],
+            features=self.features.index_select(0, index).coalesce(),
+            tokens=self.tokens[index],
+            active=self.active[index],
+        )
 
     def means(self, texts: Int[Tensor, " n"]) -> Float[Tensor, " feature"]:
         """The mean of each feature over some texts, each counted once."""
         weight = torch.zeros(len(self), dtype=torch.float64)
         weight[texts] = 1 / len(texts)
-        return torch.sparse.mm(self.features.t(), weight[:, None])[:, 0]
+        (text, feature), values = self.features.indices(), self.features.values()
+        total = torch.zeros(self.splice.n_features, dtype=torch.float64)
+        return total.index_add_(0, feature, values * weight[text])
 
     def some(self, features: Int[Tensor, " n"]) -> Float[Tensor, "text n"]:
         """The values of a few features."""
-        distinct, place = features.unique(return_inverse=True)
-        return self.features.index_select(1, distinct).to_dense()[:, place]
+        distinct, inverse = features.unique(return_inverse=True)
+        column = torch.full((self.splice.n_features,), -1)
+        column[distinct] = torch.arange(len(distinct))
+        text, place = self.features.indices()[0], column[self.features.indices()[1]]
+        wanted = place >= 0
+        found = torch.zeros(len(self), len(distinct), dtype=torch.float64)
+        found[text[wanted], place[wanted]] = self.features.values()[wanted]
+        return found[:, inverse]
 
     def slopes(self, weights: Float[Tensor, " d_model"]) -> Float[Tensor, " feature"]:
         """What one unit of each feature adds to a linear function of what the site holds."""
-        size = max(1, _CHUNK // len(weights))
-        parts = torch.arange(self.splice.n_features, device=self.splice.device).split(size)
-        found = [self.splice.decoder_rows(part).cpu().double() @ weights.double() for part in parts]
-        return torch.cat(found)
+        every_one = torch.arange(self.splice.n_features)
+        parts = every_one.split(max(1, _CHUNK // len(weights)))
+        return torch.cat([self.rows(part) @ weights.double().cpu() for part in parts])
+
+    def rows(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """What one unit of each of some features writes."""
+        look_up = getattr(self.splice.dictionary, "decoder_rows", self.splice.decoder_rows)
+        return look_up(features.to(self.splice.device)).detach().cpu().double()
 
 
 def pooled(
@@ -68,12 +92,14 @@ def pooled(
     texts: Sequence[Any],
     *,
     tokens: Choice = every,
+    context: int | None = None,
     batch_size: int = 16,
     progress: bool | None = None,
 ) -> dict[str, Pooled]:
     """The texts at every site that has a dictionary, by the site's name: one forward pass for each text.
 
-    `tokens` are the ones that count: by default all but those that open a text; padding never counts.
+    `tokens` are the ones that count: by default all but those that open a text; padding never counts. Of each
+    text only `context` tokens are read, where that is given.
 
     >>> from interventions.dictionaries import SparseCoder
     >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -83,9 +109,36 @@ def pooled(
 
     Raises:
         ValueError: no dictionaries, no texts, a text of which no token is left, a dictionary that reads
-            another site than it writes, features that are not finite.
+            another site than it writes or is of another width, features that are not finite.
         LookupError: a site that the model does not have.
         TypeError: text for a model without a tokenizer.
+    """
+    bound = bind(model, dictionaries)
+    listed = numbered(model, texts, tokens, context=context, name="text")
+    sums = {splice.site: _Sums(splice, len(listed)) for splice in bound.values()}
+
+    def consume(splice: Splice, rows: Tensor, text: Tensor) -> None:
+        sums[splice.site].add(rows.to(model.dtype), text)
+
+    read_tokens(model, list(sums), listed, consume, batch_size=batch_size, progress=progress)
+    return {site.name: found.pooled() for site, found in sums.items()}
+
+
+@torch.no_grad()
+def pool(splice: Splice, at: Held) -> Pooled:
+    """What a site holds, and the features of one of its dictionaries, in means over tokens."""
+    sums = _Sums(splice, len(at))
+    for rows, text in zip(at.rows.split(ROWS), at.text.split(ROWS), strict=True):
+        sums.add(rows, text)
+    return sums.pooled()
+
+
+def bind(model: Model, dictionaries: Dictionaries) -> dict[str, Splice]:
+    """Dictionaries bound to their sites, by the sites' names.
+
+    Raises:
+        ValueError: none; one of another width than its site, or that reads another site than it writes.
+        LookupError: a site that the model does not have.
     """
     bound = splices(model, dictionaries)
     if not bound:
@@ -95,27 +148,37 @@ def pooled(
             f"The dictionary at {crossing[0].site} reads {crossing[0].read}: what is ablated there is not a "
             "part of what is read. Give autoencoders."
         )
-    found = readings(model, texts, tokens)
-    numbered = [replace(reading, label=i) for i, reading in enumerate(found)]
-    plain = {
-        site: replace(splice, dictionary=Identity(), n_features=site.width) for site, splice in bound.items()
-    }
-    acts = {site: torch.zeros(len(found), site.width, dtype=torch.float64) for site in bound}
-    sparse: dict[Site, list[Tensor]] = {site: [] for site in bound}
+    return {site.name: splice for site, splice in bound.items()}
 
-    def consume(splice: Splice, features: Tensor, label: Tensor) -> None:
-        if splice is plain[splice.site]:
-            acts[splice.site][label] = features
-            return
-        row, feature = features.nonzero().T
-        index, shape = torch.stack([label[row], feature]), (len(found), splice.n_features)
-        sparse[splice.site].append(
-            torch.sparse_coo_tensor(index, features[row, feature], shape, check_invariants=False)
-        )
 
-    both = {(site.name, i): read for site in bound for i, read in enumerate((plain[site], bound[site]))}
-    each_text(model, both, numbered, consume, batch_size=batch_size, progress=progress)
-    return {
-        site.name: Pooled(splice, acts[site], sum(sparse[site][1:], sparse[site][0]).coalesce())
-        for site, splice in bound.items()
-    }
+class _Sums:
+    """Sums over the tokens of texts, as they are read."""
+
+    def __init__(self, splice: Splice, n_texts: int):
+        self.splice, self.shape = splice, (n_texts, splice.n_features)
+        self.acts = torch.zeros(n_texts, splice.site.width, dtype=torch.float64)
+        self.tokens, self.active = torch.zeros(2, n_texts, dtype=torch.long)
+        self.index: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def add(self, rows: Float[Tensor, "token d_model"], text: Int[Tensor, " token"]) -> None:
+        """Adds tokens, those of a text together."""
+        splice = self.splice
+        features = splice.dictionary.encode(rows.to(splice.device, splice.dtype)).detach().cpu()
+        owner, counts = text.unique_consecutive(return_counts=True)
+        parts = features.split(counts.tolist())
+        sums = torch.stack([part.sum(0, dtype=torch.float64) for part in parts])
+        if not sums.isfinite().all():
+            raise ValueError(f"Features at {splice.site} are not finite: the model's numbers overflow.")
+        row, feature = sums.nonzero().T
+        self.index.append(torch.stack([owner[row], feature]))
+        self.values.append(sums[row, feature])
+        self.acts.index_add_(0, text, rows.cpu().double())
+        self.tokens.index_add_(0, owner, counts)
+        self.active.index_add_(0, text, (features != 0).sum(1))
+
+    def pooled(self) -> Pooled:
+        index = torch.cat(self.index, 1)
+        values = torch.cat(self.values) / self.tokens[index[0]]
+        features = torch.sparse_coo_tensor(index, values, self.shape, check_invariants=False).coalesce()
+        return Pooled(self.splice, self.acts / self.tokens[:, None], features, self.tokens, self.active)
