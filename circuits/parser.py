@@ -138,13 +138,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _find(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    from . import commands
+    from . import commands, trial
 
     given = vars(args)
     commands.find(
         commands.part(commands.Question, given),
         commands.part(commands.Search, given),
-        commands.part(commands.Trial, given),
+        commands.part(trial.Trial, given),
         out=args.out,
         annotations=args.annotations,
         pictures=args.draw,
@@ -186,18 +186,18 @@ def _draw(args: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _tasks(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    from . import question
+    from . import listings, question
 
     if args.task is None:
-        return question.list_tasks(say=say)
+        return listings.list_tasks(say=say)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    question.show_task(question.part(question.Question, given), measured="model" in given, say=say)
+    listings.show_task(question.part(question.Question, given), measured="model" in given, say=say)
 
 
 def _models(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    from . import question
+    from . import listings, question
 
-    question.show_model(question.part(question.Question, vars(args)), say=say)
+    listings.show_model(question.part(question.Question, vars(args)), say=say)
 
 
 def _version() -> str:

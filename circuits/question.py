@@ -17,7 +17,6 @@ import torch
 from interventions.acts import Dictionary, Identity
 from interventions.dictionaries import load
 from interventions.model import Model
-from interventions.sites import Site
 from tasks import METRICS, TASKS, LogitDifference, Pair, ProbabilityDifference, Task
 from tasks.encoding import Encoder
 
@@ -27,14 +26,6 @@ from .graph import Circuit
 
 Say = Callable[[str], None]
 T = TypeVar("T")
-
-_CAN_RESUME = {
-    True: "yes: passes can start at any layer, which makes integrated gradients quicker",
-    False: "no: every pass runs through all layers",
-}
-_CAN_PAD = {True: "yes: padding on the right changes nothing", False: "no: batches have one length"}
-_FEW = 10  # prompts shown
-_WIDE = 40  # characters of a prompt shown
 
 
 @dataclass(frozen=True)
@@ -84,16 +75,16 @@ def part(kind: type[T], options: Mapping[str, Any]) -> T:
 
 def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> Asked:
     """Loads what a question names. Mistakes that show without the model come first."""
-    _check_task(question.task)
+    check_task(question.task)
     folder = question.dictionaries or ""
     if folder not in ("embedded", "neurons") and not Path(folder).exists() and "/" not in folder.strip("./"):
         raise FileNotFoundError(f"There is no folder {folder!r} of dictionaries; `neurons` needs none.")
-    model = _model(question)
+    model = model_of(question)
     say(f"Model         {described(model, question.model)}")
     dictionaries = _dictionaries(question, model, found)
     stems = ", ".join(dict.fromkeys(re.sub(r"\.\d+$", ".*", visible(name)) for name in dictionaries))
     say(f"Dictionaries  {visible(Path(folder).name)}, at {len(dictionaries)} sites: {stems}")
-    asked = _task(question, model)
+    asked = task_of(question, model)
     task = first = second = asked.fitting(model.tokenizer)
     if question.held_out:
         try:
@@ -101,7 +92,7 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
         except ValueError as error:
             raise ValueError(f"{error} --held-out 0 tests on the pairs it finds on.") from None
     pair = task.pairs[0]
-    say(f"Task          {visible(task.name)}: {_ended(_shown(pair.clean), 50)} → {_shown(pair.answers)}")
+    say(f"Task          {visible(task.name)}: {ended(shown(pair.clean), 50)} → {shown(pair.answers)}")
     pairs = f"{len(second)} pairs" if found else f"{len(first)} pairs to find on"
     if len(task) < len(asked):
         pairs = f"{len(task)} of {len(asked)} pairs fit the tokenizer: {pairs}"
@@ -111,7 +102,8 @@ def asked_for(question: Question, say: Say, *, found: Circuit | None = None) -> 
     return Asked(model, dictionaries, first, second)
 
 
-def _model(question: Question) -> Model:
+def model_of(question: Question) -> Model:
+    """The model that a question names."""
     return loaded_model(question.model, device=question.device, dtype=question.dtype)
 
 
@@ -183,7 +175,8 @@ def chosen(known: Mapping[str, Dictionary], wanted: Sequence[str] | None) -> dic
     return {n: known[n] for n in known if not wanted or any(fnmatchcase(n, p) for p in wanted)}
 
 
-def _task(question: Question, model: Model | None) -> Task:
+def task_of(question: Question, model: Model | None) -> Task:
+    """The task that a question names, with its metric; built-in ones in words that the model has."""
     metric = None if question.metric is None else METRICS[question.metric.replace("-", "_")]
     if question.task in TASKS:
         make = TASKS[question.task]
@@ -219,7 +212,8 @@ def opening(tokenizer: Any) -> tuple[int, ...]:
     return Encoder.of(tokenizer, [Pair("a", None, ())]).opening
 
 
-def _check_task(name: str) -> None:
+def check_task(name: str) -> None:
+    """Raises LookupError where there is no such task."""
     if name not in TASKS and not Path(name).exists():
         raise LookupError(f"No task {name!r}, nor such a file. Built in are {', '.join(TASKS)}.")
 
@@ -249,106 +243,6 @@ def whole_path(given: str, *words: str) -> str:
     return given if given in words or not Path(given).exists() else str(Path(given).resolve())
 
 
-# --- tasks, models ------------------------------------------------------------------------------------------
-
-
-def list_tasks(*, say: Say) -> None:
-    """The built-in tasks, a line each."""
-    width = max(map(len, TASKS))
-    for name, make in TASKS.items():
-        say(f"  {name:{width}}  {make(n=1).description}")
-    say("\n`circuits tasks NAME` shows prompts, and with --model how a model does on them.")
-    say("A task of your own is a file of JSON lines; docs/tasks.md says what is in it.")
-
-
-def show_task(question: Question, *, measured: bool, say: Say) -> None:
-    """Some prompts of a task and, where a model is `measured`, how it does on them."""
-    _check_task(question.task)
-    if question.task in TASKS and question.examples is None:
-        question = replace(question, examples=5)
-    question = question.resolved()
-    model = _model(question) if measured else None
-    task = _task(question, model)
-    say(f"{task.name}: {task.description}" if task.description else task.name)
-    say(f"{len(task)} pairs, metric {metric_name(task)}\n")
-    few = task.pairs[:_FEW]
-    table = [("clean", "patch", "answer", "foil")]
-    table += [tuple(map(_shown, (pair.clean, pair.patch, pair.answers, pair.foils))) for pair in few]
-    widths = [min(_WIDE, max(map(len, column))) for column in zip(*table, strict=True)]
-    scores = ["metric", *(_alone(model, task, pair) for pair in few)]
-    for row, score in zip(table, scores, strict=True):
-        cells = (f"{_ended(cell, width):{width}}" for cell, width in zip(row, widths, strict=True))
-        say("  ".join([*cells, f"{score:>6}" if model else ""]).rstrip())
-    if len(task) > _FEW:
-        say(f"... and {len(task) - _FEW} more")
-    if model is not None:
-        with torch.no_grad():
-            batches = task.batches(model.tokenizer, question.batch_size, model.device)
-            metric = torch.cat([task.metric(model.logits(batch.clean), batch).double() for batch in batches])
-        right = f"right on {(metric > 0).double().mean():.1%} (metric above 0), " if signed(task) else ""
-        say(f"\n{described(model, question.model)}")
-        say(f"{len(metric)} pairs: {right}mean {metric_name(task)} {metric.mean():.3f}")
-
-
-def show_model(question: Question, *, say: Say) -> None:
-    """What a model is, and the sites that it has."""
-    question = question.resolved()
-    model = _model(question)
-    config, tokenizer = getattr(model.module, "config", None), model.tokenizer
-    kind = f" ({visible(config.model_type)})" if config is not None and hasattr(config, "model_type") else ""
-    count = sum(p.numel() for p in model.module.parameters())
-    dtype = str(model.dtype).removeprefix("torch.")
-    opens = tokenizer.decode(list(opening(tokenizer))) if tokenizer and opening(tokenizer) else ""
-    say(f"{described(model, question.model)}\n")
-    say(f"  family       {type(model.module).__name__}{kind}")
-    say(f"  parameters   {count:,}, {dtype}")
-    says = f"{len(tokenizer):,} tokens" if tokenizer else "none"
-    say(f"  tokenizer    {says}{f', opens a text with {visible(opens)}' if opens else ''}")
-    say(f"  fingerprint  {model.fingerprint}")
-    say(f"  resumes      {_CAN_RESUME[model.resumes]}")
-    say(f"  pads         {_CAN_PAD[model.pads]}\n")
-    kinds = list(dict.fromkeys(map(_kind, model.sites.values())))
-    wide = max(len(name) for name, _, _ in kinds)
-    say(f"  {'site':{wide}}  width  what flows there")
-    for name, width, where in kinds:
-        say(f"  {name:{wide}}  {width:5}  {where}")
-    say(f"\n  * is a layer, 0 to {len(model.blocks) - 1}; --sites takes such names and patterns.")
-
-
-def _kind(site: Site) -> tuple[str, int, str]:
-    """What sites have in common in all layers: name with a star, width, and place with a star."""
-    stem, _, layer = site.name.partition(".")
-    path = site.path
-    if layer.isdigit():
-        stem, path = f"{stem}.*", re.sub(rf"\b{layer}\b", "*", path, count=1)
-    return stem, site.width, f"what {'enters' if site.side == 'in' else 'leaves'} {path}"
-
-
-def _alone(model: Model | None, task: Task, pair: Pair) -> str:
-    """The metric of one pair."""
-    if model is None:
-        return ""
-    try:
-        (batch,) = replace(task, pairs=[pair]).batches(model.tokenizer, 1, model.device)
-    except ValueError:
-        return "unfit"
-    with torch.no_grad():
-        return f"{task.metric(model.logits(batch.clean), batch).item():+.3f}"
-
-
-def _shown(given: Any) -> str:
-    """A prompt, or answers, on one line."""
-    if given is None or isinstance(given, str):
-        return visible(given or "none")
-    parts = [visible(x).strip() if isinstance(x, str) else str(x) for x in given]
-    return (" " if any(isinstance(x, int) for x in given) else ", ").join(parts)
-
-
-def _ended(text: str, width: int) -> str:
-    """The end of a text that is too long."""
-    return text if len(text) <= width else "…" + text[1 - width :]
-
-
 def signed(task: Task) -> bool:
     """Whether the metric is above 0 where the model is right."""
     return isinstance(task.metric, LogitDifference | ProbabilityDifference)
@@ -358,3 +252,16 @@ def metric_name(task: Task) -> str:
     """What a metric is called in files and on the command line."""
     known = (name for name, metric in METRICS.items() if metric == task.metric)
     return next(known, repr(task.metric)).replace("_", " ")
+
+
+def shown(given: Any) -> str:
+    """A prompt, or answers, on one line."""
+    if given is None or isinstance(given, str):
+        return visible(given or "none")
+    parts = [visible(x).strip() if isinstance(x, str) else str(x) for x in given]
+    return (" " if any(isinstance(x, int) for x in given) else ", ").join(parts)
+
+
+def ended(text: str, width: int) -> str:
+    """The end of a text that is too long."""
+    return text if len(text) <= width else "…" + text[1 - width :]

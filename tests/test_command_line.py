@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import circuits
-from circuits import commands, embedded, question
+from circuits import commands, embedded, question, trial
 from circuits.__main__ import main
 from circuits.checkpoint import Checkpoint
 from circuits.graph import Circuit
@@ -148,7 +148,7 @@ def test_a_run_interrupted_in_its_test_says_how_to_go_on(tmp_path, monkeypatch, 
     def curve(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands._Watched, "curve", curve)
+    monkeypatch.setattr(trial._Watched, "curve", curve)
     line = mistake("find", *SMALL, "--out", tmp_path, "-q", code=130)
     assert f"`circuits evaluate {tmp_path}` tests it" in line
     monkeypatch.undo()
@@ -416,12 +416,12 @@ def test_quiet_says_nothing(tmp_path, capfd):
 
 def test_defaults_on_the_command_line_are_those_of_the_library():
     given = vars(parser().parse_args(["find"]))
-    for kind in (question.Question, commands.Search, commands.Trial):
+    for kind in (question.Question, commands.Search, trial.Trial):
         assert question.part(kind, given) == kind()
     assert not any(
         value is not None
         for name, value in vars(parser().parse_args(["evaluate", "x"])).items()
-        if name in asdict(question.Question()) | asdict(commands.Trial())
+        if name in asdict(question.Question()) | asdict(trial.Trial())
     )
 
 
@@ -431,7 +431,7 @@ def test_every_choice_is_one_that_the_library_has():
     assert {name.replace("-", "_") for name in named} == set(METRICS) - {"kl"}
     for method in commands.METHODS:
         assert parser().parse_args(["find", "--method", method]).method == method
-    for ablation in commands.ABLATIONS:
+    for ablation in trial.ABLATIONS:
         assert parser().parse_args(["find", "--ablation", ablation]).ablation == ablation
 
 
