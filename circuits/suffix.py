@@ -53,6 +53,6 @@ def _first(model: Model, site: Site) -> int:
     block = model.block_of(site)
     if block is None:
         inside = [other for other in model.sites.values() if model.block_of(other) is not None]
-        return 0 if site < min(inside) else len(model.blocks)
+        return 0 if not inside or site < min(inside) else len(model.blocks)
     whole = site.path == f"{model.layout.blocks}.{block}"
     return block + 1 if whole and site.side == "out" else block
