@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..acts import Identity
 from ..binding import Splice
-from ..features.passes import Consume, Reading, each_token, readings
+from ..features.passes import Consume, Reading, each_token
 from ..model import Model
 from ..sites import Site
 from ..steering.likelihood import prompt_ids
-from ..steering.token_choice import Choice, every
+from ..steering.token_choice import Choice, chosen, every
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,39 @@ def held(
         LookupError: a site that the model does not have.
         TypeError: text for a model without a tokenizer.
     """
+    listed = numbered(model, texts, tokens, context=context, name=name)
+    return read(model, sites, listed, batch_size=batch_size, progress=progress)
+
+
+def numbered(
+    model: Model, texts: Sequence[Any], tokens: Choice, *, context: int | None, name: str
+) -> list[Reading]:
+    """Texts ready to be read, labelled by their numbers. See `held` for errors."""
+    if context is not None and context < 1:
+        raise ValueError(f"context={context}: at least one token of a text is read.")
+    if isinstance(texts, str):
+        raise TypeError(f"{name}: pass a list of texts, not one string.")
+    found = []
+    for i, text in enumerate(texts):
+        try:
+            ids = prompt_ids(model, text.flatten().tolist() if isinstance(text, Tensor) else text)[:context]
+            found.append(Reading(ids, chosen(tokens, ids, ids, model.tokenizer), i))
+        except ValueError as error:
+            raise ValueError(f"{name} {i}, {text!r:.60}: {str(error).rstrip('.')}.") from None
+    if not found:
+        raise ValueError(f"{name}: there are no texts.")
+    return found
+
+
+def read(
+    model: Model,
+    sites: Sequence[str | Site],
+    texts: Sequence[Reading],
+    *,
+    batch_size: int,
+    progress: bool | None,
+) -> dict[str, Held]:
+    """What sites hold at the chosen tokens of texts that are labelled by their numbers."""
     wanted = dict.fromkeys(model.site(site) for site in sites)
     rows: dict[Site, list[Tensor]] = {site: [] for site in wanted}
     owner: dict[Site, list[Tensor]] = {site: [] for site in wanted}
@@ -66,26 +99,11 @@ def held(
         rows[splice.site].append(found.to(model.dtype))
         owner[splice.site].append(text)
 
-    listed = numbered(model, texts, tokens, context=context, name=name)
-    read_tokens(model, list(wanted), listed, consume, batch_size=batch_size, progress=progress)
+    read_tokens(model, list(wanted), texts, consume, batch_size=batch_size, progress=progress)
     return {
-        site.name: Held(site, torch.cat(rows.pop(site)), torch.cat(owner.pop(site)), len(listed))
+        site.name: Held(site, torch.cat(rows.pop(site)), torch.cat(owner.pop(site)), len(texts))
         for site in wanted
     }
-
-
-def numbered(
-    model: Model, texts: Sequence[Any], tokens: Choice, *, context: int | None, name: str
-) -> list[Reading]:
-    """Texts ready to be read, labelled by their numbers. See `held` for errors."""
-    if context is not None:
-        if context < 1:
-            raise ValueError(f"context={context}: at least one token of a text is read.")
-        if isinstance(texts, str):
-            raise TypeError(f"{name}: pass a list of texts, not one string.")
-        texts = [prompt_ids(model, text)[:context] for text in texts]
-    found = readings(model, texts, tokens, name=name)
-    return [replace(reading, label=i) for i, reading in enumerate(found)]
 
 
 def read_tokens(
