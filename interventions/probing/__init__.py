@@ -7,12 +7,14 @@ from .discriminants import LDA, MeanDifference, RandomDirection
 from .eigenprobes import CRC, VINC
 from .leace import Eraser, Leace
 from .logistic import Logistic
+from .mlp_probe import MLPProbe
 from .platt import platt
 from .probe import Probe, Recipe
 from .reading import contrast_activations, probe_activations
 from .scores import accuracy, auroc, auroc_interval, calibration_error
 from .site_probes import SiteProbes
 from .sites import probe_sites
+from .trained import Trained
 
 __all__ = [
     "CCS",
@@ -23,12 +25,14 @@ __all__ = [
     "Eraser",
     "Leace",
     "Logistic",
+    "MLPProbe",
     "MeanDifference",
     "OnDifferences",
     "Probe",
     "RandomDirection",
     "Recipe",
     "SiteProbes",
+    "Trained",
     "accuracy",
     "auroc",
     "auroc_interval",

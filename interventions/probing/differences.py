@@ -29,6 +29,11 @@ class OnDifferences:
         assert found is not None
         rows = (pairs[:, :, 0] - pairs[:, :, 1]).flatten(0, 1)
         probe = self.recipe.fit(rows, found.repeat_interleave(pairs.shape[1]))
+        if not isinstance(probe, Probe):
+            raise ValueError(
+                f"{self.recipe!r} makes no affine probe: what it says of a difference is not the "
+                "difference of what it says of the sides."
+            )
         return replace(probe, how={**probe.how, "recipe": repr(self)})
 
 

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .classifying import Classifying, Logits
 from .examples import Labels, plain
 from .files import load, save
-
-Logits = Float[Tensor, "*batch"] | Float[Tensor, "*batch class"]
 
 
 @runtime_checkable
@@ -30,7 +29,7 @@ class Recipe(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Probe(Classifying):
     """An affine function of an activation: how strongly it speaks for each class.
 
     Of two classes there is one vector of weights and one bias, and the logit is that of class 1; of more,
@@ -65,13 +64,40 @@ class Probe:
         object.__setattr__(self, "bias", bias.detach().to(weights.device).clone())
         object.__setattr__(self, "how", plain(self.how))
 
+    @classmethod
+    def of(cls, estimator: Any) -> Probe:
+        """The probe that a fitted linear classifier of scikit-learn is, its classes counted from 0 on.
+
+        Raises:
+            TypeError: what has no `coef_`, `intercept_` and `classes_`: it is not fitted, or not linear.
+            ValueError: other classes, or coefficients that are not of one class each, as those of an SVC.
+        """
+        try:
+            classes = estimator.classes_.tolist()
+            coef = torch.atleast_2d(torch.tensor(estimator.coef_))
+            intercept = torch.tensor(estimator.intercept_)
+        except (AttributeError, TypeError):
+            raise TypeError(f"{estimator!r:.80} is no fitted linear classifier of scikit-learn.") from None
+        n = len(classes)
+        if classes != list(range(n)) or len(coef) != (1 if n == 2 else n):
+            raise ValueError(
+                f"{estimator!r:.80} tells {classes} apart by coefficients {tuple(coef.shape)}; a "
+                "probe has classes counted from 0 on, and a row for each, or one of two."
+            )
+        how, intercept = {"recipe": repr(estimator)}, intercept.expand(len(coef))
+        probe = cls(coef[0], intercept[0], how) if n == 2 else cls(coef, intercept, how)
+        rows = torch.linspace(-1, 1, 4 * probe.width, dtype=coef.dtype).view(4, -1)
+        said = torch.as_tensor(estimator.decision_function(rows.numpy()))
+        if said.shape != (logits := probe.logits(rows)).shape or not torch.allclose(said, logits):
+            raise ValueError(f"{estimator!r:.80} says something else than its coefficients do.")
+        return probe
+
     def __repr__(self) -> str:
         classes = "" if self.n_classes == 2 else f", {self.n_classes} classes"
         return f"Probe({self.how.get('recipe', 'of weights given')}, width {self.width}{classes})"
 
     @property
     def width(self) -> int:
-        """Of the activations that it reads."""
         return self.weights.shape[-1]
 
     @property
@@ -90,38 +116,11 @@ class Probe:
 
         Worked out in the precision of the probe, float64 as fitted, on the device of `x`; gradients flow.
         """
-        if x.shape[-1] != self.width:
-            raise ValueError(f"x has width {x.shape[-1]}, but the probe reads width {self.width}.")
+        self._reads(x)
         weights = self.weights.to(x.device)
         return x.to(weights.dtype) @ (weights if weights.ndim == 1 else weights.T) + self.bias.to(x.device)
 
-    def probabilities(self, x: Float[Tensor, "*batch d_model"]) -> Logits:
-        """The probability of class 1, or of more than two classes that of each."""
-        logits = self.logits(x)
-        return logits.sigmoid() if self.weights.ndim == 1 else logits.softmax(-1)
-
-    def scores(self, x: Float[Tensor, "example *pair d_model"]) -> Float[Tensor, "example *class"]:
-        """What ranks examples. Of (example d_model), the logits; of contrast pairs, by how much the first
-        side's logit is above the second's, the mean over variants."""
-        if x.ndim == 2:
-            return self.logits(x)
-        _paired(x, self)
-        sides = self.logits(x)
-        above = sides[..., 0] - sides[..., 1]
-        return above if above.ndim == 1 else above.mean(1)
-
-    def credences(self, x: Float[Tensor, "example *pair d_model"]) -> Float[Tensor, "example *class"]:
-        """How probable the probe finds label 1. Of (example d_model), the probabilities; of contrast pairs,
-        the mean of that of the first side, and of the second one's being false (Burns et al. 2022)."""
-        if x.ndim == 2:
-            return self.probabilities(x)
-        _paired(x, self)
-        sides = self.probabilities(x)
-        found = (sides[..., 0] + 1 - sides[..., 1]) / 2
-        return found if found.ndim == 1 else found.mean(1)
-
     def tensors(self) -> dict[str, Tensor]:
-        """The weights and the bias, by name."""
         return {"weights": self.weights, "bias": self.bias}
 
     def to(self, *args: Any) -> Probe:
@@ -142,12 +141,3 @@ class Probe:
         """
         tensors, about = load(folder, "probe")
         return cls(tensors["weights"], tensors["bias"], about["how"])
-
-
-def _paired(x: Tensor, probe: Probe) -> None:
-    if x.ndim not in (3, 4) or x.shape[-2] != 2:
-        raise ValueError(
-            "Examples are (example d_model), or pairs (example 2 d_model) or (example variant 2 d_model), "
-            f"not {tuple(x.shape)}."
-        )
-    probe.direction  # noqa: B018  several classes have no true and false side

@@ -16,6 +16,7 @@ from ..steering.confidence import Estimate
 from .activations import Activations
 from .examples import plain
 from .files import load, save
+from .mlp_probe import MLPProbe
 from .probe import Probe
 from .scores import auroc_interval
 
@@ -143,7 +144,7 @@ class SiteProbes(Mapping[str, Probe]):
         """Writes `site_probes.json` and a safetensors file beside it, which `load` reads back exactly."""
         tensors = {}
         for i, probe in enumerate(self.values()):
-            tensors |= {f"{i}.weights": probe.weights, f"{i}.bias": probe.bias}
+            tensors |= {f"{i}.{name}": x for name, x in probe.tensors().items()}
         entries = [
             {
                 "site": site,
@@ -168,10 +169,7 @@ class SiteProbes(Mapping[str, Probe]):
             for what in ("accuracy", "calibration", "fitted")
         }
         return cls(
-            probes={
-                entry["site"]: Probe(tensors[f"{i}.weights"], tensors[f"{i}.bias"], entry["how"])
-                for i, entry in enumerate(sites)
-            },
+            probes={entry["site"]: _probe(tensors, f"{i}.", entry["how"]) for i, entry in enumerate(sites)},
             auroc={entry["site"]: _read(entry["auroc"]) for entry in sites},
             fingerprint=about["fingerprint"],
             how=about["how"],
@@ -184,6 +182,11 @@ class SiteProbes(Mapping[str, Probe]):
                 raise ValueError(
                     f"At {site} activations have width {width}, but the probe reads {probe.width}."
                 )
+
+
+def _probe(tensors: Mapping[str, Tensor], prefix: str, how: Mapping[str, Any]) -> Any:
+    mine = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return Probe(**mine, how=how) if "bias" in mine else MLPProbe.of_tensors(mine, how)
 
 
 def _written(estimate: Estimate) -> dict[str, float | None]:

@@ -11,14 +11,17 @@ _FLAT = 1e-11  # the gradient of the mean loss at which the search ends
 
 
 def logistic_regression(
-    rows: Float[Tensor, "row d_model"], labels: Int[Tensor, " row"], l2: float
+    rows: Float[Tensor, "row d_model"],
+    labels: Int[Tensor, " row"],
+    l2: float,
+    each: Float[Tensor, " row"] | None = None,
 ) -> tuple[Float[Tensor, "class d_model"], Float[Tensor, " class"]]:
     """Weights and intercepts of least loss, in float64: one row of them for two classes, else one for each.
 
-    The loss is the cross-entropy summed over rows, and `l2 / 2` times the sum of the squared weights;
-    intercepts are not penalised. `l2` is 1/C of scikit-learn. Classes are counted from 0 on. Newton's method,
-    its steps solved by conjugate gradients along the principal axes of the rows, where the Hessian is nearly
-    diagonal (Nocedal and Wright 2006, algorithm 7.1).
+    The loss is the cross-entropy summed over rows, each as often as `each` says, by default once, and
+    `l2 / 2` times the sum of the squared weights; intercepts are not penalised. `l2` is 1/C of scikit-learn.
+    Classes are counted from 0 on. Newton's method, its steps solved by conjugate gradients along the
+    principal axes of the rows, where the Hessian is nearly diagonal (Nocedal and Wright 2006, algorithm 7.1).
 
     >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     >>> weights, bias = logistic_regression(x, torch.tensor([0, 0, 1, 1]), 1.0)
@@ -32,7 +35,7 @@ def logistic_regression(
     x = torch.cat([x @ axes.T, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
     n_classes = int(labels.max()) + 1
     targets = torch.nn.functional.one_hot(labels.cpu().long(), max(2, n_classes)).double()
-    found = least(x, targets[:, 1:] if n_classes <= 2 else targets, l2)
+    found = least(x, targets[:, 1:] if n_classes <= 2 else targets, l2, each)
     weights = found[:, :-1] @ axes
     return weights, found[:, -1] - weights @ centre
 
@@ -45,25 +48,30 @@ def _axes(x: Float[Tensor, "row d_model"]) -> Float[Tensor, "axis d_model"]:
 
 
 def least(
-    x: Float[Tensor, "row axis"], targets: Float[Tensor, "row class"], l2: float
+    x: Float[Tensor, "row axis"],
+    targets: Float[Tensor, "row class"],
+    l2: float,
+    each: Float[Tensor, " row"] | None = None,
 ) -> Float[Tensor, "class axis"]:
     """The weights of least loss for targets that are probabilities, of class 1 alone where there are two.
 
-    The last axis of `x`, of ones, is that of the intercept.
+    A row counts as often as `each` says. The last axis of `x`, of ones, is that of the intercept.
     """
     penalty = torch.full((x.shape[1],), l2, dtype=x.dtype)
     penalty[-1] = 0  # the intercept
     theta = x.new_zeros(targets.shape[1], x.shape[1])
-    value, p = _loss(x, targets, penalty, theta)
+    often = torch.ones(len(x), 1, dtype=x.dtype) if each is None else each.detach().cpu().to(x.dtype)[:, None]
+    total = often.sum().item()
+    value, p = _loss(x, targets, often, penalty, theta)
     for _ in range(_STEPS):
-        gradient = (p - targets).T @ x + penalty * theta
+        gradient = (often * (p - targets)).T @ x + penalty * theta
         size = gradient.norm().item()
-        if size <= _FLAT * len(x):
+        if size <= _FLAT * total:
             break
-        step = _newton_step(x, p, penalty, gradient, min(0.1, (size / len(x)) ** 0.5) * size)
+        step = _newton_step(x, p, often, penalty, gradient, min(0.1, (size / total) ** 0.5) * size)
         slope, length = (gradient * step).sum().item(), 1.0
         while length > 1e-10:
-            new, chances = _loss(x, targets, penalty, theta + length * step)
+            new, chances = _loss(x, targets, often, penalty, theta + length * step)
             if new <= value + 1e-4 * length * slope + 1e-14 * abs(value):
                 break
             length /= 2
@@ -73,25 +81,27 @@ def least(
     return theta
 
 
-def _loss(x: Tensor, targets: Tensor, penalty: Tensor, theta: Tensor) -> tuple[float, Tensor]:
+def _loss(x: Tensor, targets: Tensor, often: Tensor, penalty: Tensor, theta: Tensor) -> tuple[float, Tensor]:
     """The loss, and the probability of each class for each row; a single class is told from nothing."""
     logits = x @ theta.T
     whole = logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
     logs = whole.log_softmax(1)[:, -logits.shape[1] :]
-    loss = whole.logsumexp(1).sum() - (logits * targets).sum()
+    loss = (often * (whole.logsumexp(1, keepdim=True) - (logits * targets).sum(1, keepdim=True))).sum()
     return (loss + (penalty * theta * theta).sum() / 2).item(), logs.exp()
 
 
-def _newton_step(x: Tensor, p: Tensor, penalty: Tensor, gradient: Tensor, tolerance: float) -> Tensor:
+def _newton_step(
+    x: Tensor, p: Tensor, often: Tensor, penalty: Tensor, gradient: Tensor, tolerance: float
+) -> Tensor:
     """Minus the inverse Hessian times the gradient, by conjugate gradients."""
-    curvature = (p * (1 - p)).T @ x.square() + penalty
+    curvature = (often * p * (1 - p)).T @ x.square() + penalty
     scale = 1 / curvature.clamp_min(1e-12 * curvature.max())
     single = p.shape[1] == 1
 
     def hessian(v: Tensor) -> Tensor:
         moved = p * (x @ v.T)
         moved = moved * (1 - p) if single else moved - p * moved.sum(1, keepdim=True)
-        return moved.T @ x + penalty * v
+        return (often * moved).T @ x + penalty * v
 
     step, left = torch.zeros_like(gradient), -gradient
     towards = scale * left
