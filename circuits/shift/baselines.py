@@ -10,19 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from interventions.acts import Acts, Identity
 from interventions.binding import Dictionaries
 from interventions.concepts.ablation import Features, active_features
-from interventions.edits import Ablate
 from interventions.probing import Eraser, probe_activations
-from interventions.steering.token_choice import every
 from tasks import LabelledSet
 
-from .ranking import ranking
 from .scores import Scores
+from .skylines import SPURIOUS, counted, key
 from .trial import Trial
 
 # The words of Marks et al. 2024 for their two professions.
@@ -39,7 +36,6 @@ CONCEPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )  # fmt: skip
 BALANCED = "texts of every pair"
-SPURIOUS = "spurious labels, texts of every pair"
 
 
 def biased(trial: Trial) -> Scores:
@@ -55,41 +51,6 @@ def oracle(trial: Trial) -> Scores:
     """
     probe = trial.fit(trial.required("The oracle"))
     return trial.scores("oracle", probe.logits(trial.acts(trial.test)), needs=BALANCED)
-
-
-def feature_skyline(
-    trial: Trial, dictionaries: Dictionaries, n: int, *, texts: int | None = 100, method: str = ""
-) -> Scores:
-    """The biased probe without the `n` features that do most for its telling the spurious label.
-
-    As in the paper: effects on the biased probe, the spurious label taken for the label, on at most so many
-    texts of `known`. Those that do nothing for it are left in, so that there may be fewer.
-
-    Raises:
-        ValueError: a trial without `known`.
-    """
-    features = spurious_features(trial, dictionaries, n, texts=texts)
-    logits = trial.probe.logits(trial.ablated(trial.test, dictionaries, features))
-    return trial.scores(method or "feature skyline", logits, needs=SPURIOUS, ablated=counted(features))
-
-
-def neuron_skyline(
-    trial: Trial, sites: Sequence[str], n: int, *, texts: int | None = 100, method: str = ""
-) -> Scores:
-    """The biased probe with the `n` neurons at their means that do most for its telling the spurious label.
-
-    Neurons are the coordinates of what the sites hold. Chosen as features are by `feature_skyline`; the means
-    are over texts of `known`, each text counting once. (The paper's are over the tokens of a batch, padding
-    among them.)
-
-    Raises:
-        ValueError: a trial without `known`.
-    """
-    neurons = {site: Identity() for site in sites}
-    chosen = spurious_features(trial, neurons, n, texts=texts)
-    edits = [mean_ablation(trial, chosen)] if chosen else []
-    logits = trial.probe.logits(trial.changed(trial.test, edits))
-    return trial.scores(method or "neuron skyline", logits, needs=SPURIOUS, ablated=counted(chosen))
 
 
 def concept_bottleneck(trial: Trial, words: Sequence[str]) -> Scores:
@@ -171,54 +132,6 @@ def erased_retrained(trial: Trial) -> Scores:
 # --- parts --------------------------------------------------------------------------------------------------
 
 
-def spurious_features(
-    trial: Trial, dictionaries: Dictionaries, n: int, *, texts: int | None = 100
-) -> dict[str, list[int]]:
-    """The `n` features that do most for the biased probe's telling the spurious label; by site.
-
-    Raises:
-        ValueError: a trial without `known`.
-    """
-    known = trial.required("A skyline")
-    if n < 1:
-        return {}
-    some = known if texts is None else _some(known, texts)
-    found = ranking(
-        trial.probed, trial.by_spurious(some), dictionaries, classes=trial.classes, most=10**9,
-        batch_size=trial.batch_size, progress=trial.progress,
-    )  # fmt: skip
-    helpful = [one for one in found if one.effect > 0][:n]
-    return {
-        site: sorted(one.feature for one in helpful if one.site == site)
-        for site in dict.fromkeys(one.site for one in helpful)
-    }
-
-
-def mean_ablation(trial: Trial, neurons: Features) -> Ablate:
-    """Holds neurons at their mean over `known`."""
-    known = trial.required("A mean ablation")
-    texts = [one.text for one in known]
-    found = probe_activations(
-        trial.reader, texts, list(neurons), tokens=every, batch_size=trial.batch_size, progress=trial.progress
-    )
-    means = {}
-    for site in neurons:
-        mean = found[site].double().mean(0).to(trial.model.dtype)[None, None]
-        means[site] = Acts(mean, torch.zeros_like(mean))
-    return Ablate({site: list(some) for site, some in neurons.items()}, to=means)
-
-
-def counted(features: Features) -> dict[str, int]:
-    """How many features there are at each site that has some."""
-    return {site: len(set(some)) for site, some in features.items() if len(some)}
-
-
-def _some(texts: LabelledSet, most: int) -> LabelledSet:
-    """At most so many, as many of every pair of labels."""
-    each = max(1, most // len(texts.groups))
-    return texts if min(texts.groups.values()) <= each else texts.balanced(each)
-
-
 def _cosines(
     acts: Float[Tensor, "text d_model"], vectors: Float[Tensor, "word d_model"]
 ) -> Float[Tensor, "text word"]:
@@ -233,14 +146,15 @@ def _draws(
     wanted = counted(features)
     if not wanted:
         return [{}] * draws
-    key = ("active", tuple(wanted), tuple(id(d) for d in dictionaries.values()))
-    if key not in trial._held:
-        some = {str(site): d for site, d in dictionaries.items() if str(site) in wanted}
-        trial._held[key] = dictionaries, active_features(
+    some = {str(site): d for site, d in dictionaries.items() if str(site) in wanted}
+
+    def made() -> dict[str, Int[Tensor, " n"]]:
+        return active_features(
             trial.reader, some, [one.text for one in trial.train],
             batch_size=trial.batch_size, progress=trial.progress,
         )  # fmt: skip
-    active = trial._held[key][1]
+
+    active = trial.kept("active", key(some), made, some)
     generator = torch.Generator().manual_seed(trial.seed)
     return [
         {

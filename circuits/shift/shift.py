@@ -13,7 +13,7 @@ from interventions.model import Model
 from interventions.probing import Logistic, Recipe
 from tasks import LabelledSet
 
-from . import baselines
+from . import baselines, skylines
 from .dossier import Dossier
 from .evidence import evidence
 from .judges import Judge, judged
@@ -126,7 +126,7 @@ def ablated(
         LookupError, ValueError: features that there are not.
     """
     logits = trial.probe.logits(trial.ablated(trial.test, dictionaries, features))
-    return trial.scores("SHIFT", logits, needs=needs, ablated=baselines.counted(features))
+    return trial.scores("SHIFT", logits, needs=needs, ablated=skylines.counted(features))
 
 
 def retrained(
@@ -139,7 +139,7 @@ def retrained(
     """
     train, test = (trial.ablated(texts, dictionaries, features) for texts in (trial.train, trial.test))
     logits = trial.fit(trial.train, train).logits(test)
-    return trial.scores("SHIFT, retrained", logits, needs=needs, ablated=baselines.counted(features))
+    return trial.scores("SHIFT, retrained", logits, needs=needs, ablated=skylines.counted(features))
 
 
 def compared(
@@ -155,7 +155,7 @@ def compared(
     """SHIFT with these features, and every baseline that there is what it needs for."""
     check_before(trial, dictionaries)
     check_features(trial.reader, dictionaries, features)
-    n = sum(baselines.counted(features).values())
+    n = sum(skylines.counted(features).values())
     words = _words(trial) if words is None else words
     found = [baselines.biased(trial)]
     found += [step(trial, dictionaries, features, needs=needs) for step in (ablated, retrained)]
@@ -168,8 +168,9 @@ def compared(
         found.append(baselines.words_deleted(trial, delete))
     if trial.known is not None:
         sites = [site.name for site in splices(trial.reader, dictionaries)]
-        found.append(baselines.neuron_skyline(trial, sites, n))
-        found.append(baselines.feature_skyline(trial, dictionaries, n))
+        found.append(skylines.neuron_skyline(trial, sites, n))
+        found.append(skylines.feature_skyline(trial, dictionaries, n))
+        found.append(skylines.feature_skyline_retrained(trial, dictionaries, n))
         found += [baselines.erased(trial), baselines.erased_retrained(trial), baselines.oracle(trial)]
     return tuple(found)
 
@@ -186,11 +187,11 @@ def reported(
 ) -> Report:
     """What comes of verdicts: the features judged spurious are ablated, and everything is compared."""
     features = verdicts.features
-    needs = "a judge" if trial.known is None else f"a judge, {baselines.SPURIOUS}"
+    needs = "a judge" if trial.known is None else f"a judge, {skylines.SPURIOUS}"
     scores = compared(trial, dictionaries, features, words=words, delete=delete, draws=draws, needs=needs)
     spurious = sum(verdict.spurious for verdict in verdicts.given)
     counts = {"spurious": spurious, "kept": len(verdicts) - spurious}
-    return Report(scores, counts, baselines.counted(features), {**_config(trial), **(config or {})})
+    return Report(scores, counts, skylines.counted(features), {**_config(trial), **(config or {})})
 
 
 def check_before(trial: Trial, dictionaries: Dictionaries) -> None:

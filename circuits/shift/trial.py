@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from tasks import LabelledSet
 from .scores import Scores, scored
 
 Acts = Float[Tensor, "text d_model"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +95,7 @@ class Trial:
 
     def acts(self, texts: LabelledSet) -> Acts:
         """What the site holds of texts, in means over tokens; kept, so that each is read once."""
-        key = ("acts", texts)
-        if key not in self._held:
-            self._held[key] = self.changed(texts)
-        return self._held[key]
+        return self.kept("acts", texts, lambda: self.changed(texts))
 
     def changed(
         self,
@@ -194,20 +192,27 @@ class Trial:
             )
         return self.known
 
+    def kept(self, name: str, key: Hashable, make: Callable[[], T], *alive: Any) -> T:
+        """What `make` gives, made once for each key; `alive` is what ids in the key are of."""
+        if (name, key) not in self._held:
+            self._held[name, key] = make(), alive
+        return self._held[name, key][0]
+
     def _pooled(self, texts: LabelledSet, dictionaries: Dictionaries) -> Pooled | None:
         """Means of features at the probe's site; None where its features do not write there alone."""
         bound = {site.name: splice for site, splice in splices(self.reader, dictionaries).items()}
         own = bound[self.at]
         if own.transcodes or own.later or own.earlier:
             return None
-        key = ("pooled", texts, id(own.dictionary))
-        if key not in self._held:
+
+        def made() -> Pooled:
             found = pooled(
                 self.reader, {self.at: own.dictionary}, [one.text for one in texts],
                 batch_size=self.batch_size, progress=self.progress,
             )  # fmt: skip
-            self._held[key] = found[self.at], own.dictionary  # held, so that its id is no other's
-        return self._held[key][0]
+            return found[self.at]
+
+        return self.kept("pooled", (texts, id(own.dictionary)), made, own.dictionary)
 
     def _balanced(self, texts: LabelledSet, name: str) -> LabelledSet:
         if "" in texts.attributes:
