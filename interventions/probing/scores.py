@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..steering import controls
@@ -56,17 +56,11 @@ def auroc_interval(
     member = torch.empty(len(scores), dtype=torch.long)
     for i, group in enumerate(together):
         member[group] = i
-    levels, level = scores.unique(return_inverse=True)
     drawn: list[Tensor] = []
     size = max(1, _CHUNK // len(scores))
     for start in range(0, resamples, size):
         counts = resampled(len(together), min(size, resamples - start), seed + start)[:, member]
-        sides = [
-            counts.new_zeros(len(counts), len(levels)).index_add_(1, level[side], counts[:, side])
-            for side in (positive, ~positive)
-        ]
-        above = (sides[0] * (sides[1].cumsum(1) - sides[1] / 2)).sum(1)
-        drawn.append(above / (sides[0].sum(1) * sides[1].sum(1)))
+        drawn.append(drawn_aurocs(scores, positive, counts))
     every = torch.cat(drawn)
     every = every[every.isfinite()]
     if not len(every):
@@ -74,6 +68,25 @@ def auroc_interval(
     tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = every.quantile(tail).tolist()
     return Estimate(found, low, high, len(scores))
+
+
+def drawn_aurocs(
+    scores: Float[Tensor, " example"],
+    positive: Bool[Tensor, " example"],
+    counts: Float[Tensor, "draw example"],
+) -> Float[Tensor, " draw"]:
+    """The AUROC of each draw of examples, by how often each is drawn; NaN for draws of a single class.
+
+    >>> drawn_aurocs(torch.tensor([0.0, 1.0]), torch.tensor([False, True]), torch.tensor([[1.0, 1], [2, 0]]))
+    tensor([1., nan])
+    """
+    levels, level = scores.unique(return_inverse=True)
+    sides = [
+        counts.new_zeros(len(counts), len(levels)).index_add_(1, level[side], counts[:, side])
+        for side in (positive, ~positive)
+    ]
+    above = (sides[0] * (sides[1].cumsum(1) - sides[1] / 2)).sum(1)
+    return above / (sides[0].sum(1) * sides[1].sum(1))
 
 
 def accuracy(logits: Float[Tensor, "example *class"], labels: Labels) -> float:
