@@ -22,7 +22,8 @@ class Correlation:
     """How a feature's mean over the tokens of a text goes with the text having each label.
 
     `given` are Pearson's correlations with having that label or not; `apart` are those of what is left of
-    both within each value of the other label, which is empty where one of the two says the other.
+    both within each value of the other label, which is empty where one of the two says the other. As text,
+    `female +0.90 (+0.70 apart)`.
 
     >>> Correlation({"male": -0.9, "female": 0.9}, {})
     Correlation(female +0.90)
@@ -46,7 +47,7 @@ class Correlation:
         if not self.given:
             return "unknown"
         name, value = _strongest(self.given)
-        apart = "" if not self.apart else f" ({self.apart[name]:+.2f} apart from the other label)"
+        apart = "" if not self.apart else f" ({self.apart[name]:+.2f} apart)"
         return f"{visible(name)} {value:+.2f}{apart}"
 
     def __repr__(self) -> str:

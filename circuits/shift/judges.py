@@ -121,26 +121,26 @@ class by_attribution:
     classifier, each over what that one gives a text, or `ratio` of it; and this the same way.
 
     It puts an attribution to a probe in the place of a human, as SCR does (Karvonen et al. 2024), but asks
-    of every feature for which of the two it does more, where SCR takes the largest attributions. What the
-    classifier does not plainly use is kept: effects of less than `errors` standard errors, such as those of
-    features that are active alike in all texts, whose ablation would shift what is said of every text.
+    of every feature for which of the two it does more, where SCR takes the largest attributions. Effects of
+    less than `errors` standard errors can be kept: such as those of features that are active alike in all
+    texts, whose ablation shifts what is said of every text, which only retraining makes up for.
 
     It needs evidence gathered with `attribute`, best on texts in which the two labels do not go together:
     where they do, also features of the label differ by the attribute.
     """
 
     ratio: float = 0.5
-    errors: float = 2.0
+    errors: float = 0.0
 
     def __call__(self, evidence: Evidence) -> Verdict:
         if evidence.attribution_share is None:
             raise ValueError(
-                f"There is no attribution of {evidence.name} to a probe of the spurious attribute: gather the "
-                "evidence with `attribute=` such a probe."
+                f"There is no attribution of {evidence.name} to a probe of the spurious attribute: gather "
+                "the evidence with `attribute=` such a probe."
             )
         share, other = evidence.share, evidence.attribution_share
         reason = f"{other:+.2%} of the attribute's logit, {share:+.2%} of the label's"
-        if not abs(evidence.effect) >= self.errors * evidence.candidate.error:
+        if self.errors and not abs(evidence.effect) >= self.errors * evidence.candidate.error:
             return Verdict(evidence.site, evidence.feature, False, f"{reason}, not clear", repr(self))
         spurious = bool(share) and other / share >= self.ratio
         return Verdict(evidence.site, evidence.feature, spurious, reason, repr(self))
