@@ -25,6 +25,7 @@ from .options import (
     rule,
     silent,
 )
+from .shift_options import add_shift
 from .steering_options import add_steering
 
 _ABOUT = "Find the features inside a language model that cause a behaviour, and test whether they do."
@@ -129,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     add_dictionaries(commands)
     add_steering(commands)
     add_lens(commands)
+    add_shift(commands)
 
     models = command("models", _models, "say what a model is, and which sites it has")
     models.add_argument("model", nargs="?", default="embedded", help="as for find (default: embedded)")

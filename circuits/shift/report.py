@@ -93,7 +93,8 @@ class Report:
             found.append(f"Verdicts: {counts}.")
         if self.ablated:
             sites = ", ".join(f"{n} at {site}" for site, n in self.ablated.items())
-            found.append(f"Ablated: {sum(self.ablated.values())} features, {sites}.")
+            n = sum(self.ablated.values())
+            found.append(f"Ablated: {n} feature{'s' * (n != 1)}, {sites}.")
         if self.scores:
             found.append(f"Tested on {self.scores[0].n} texts.")
         return found

@@ -16,7 +16,7 @@ from interventions.concepts.ablation import Features, ablated_means, check_featu
 from interventions.concepts.pooled import Pooled, pooled
 from interventions.intervention import Intervention
 from interventions.model import Model
-from interventions.probed import ProbedModel
+from interventions.probed import Classifier, ProbedModel
 from interventions.probing import Logistic, Probe, Recipe
 from tasks import LabelledSet
 
@@ -127,10 +127,16 @@ class Trial:
         x = self.acts(texts) if acts is None else acts
         return self.recipe.fit(x, self.targets(texts))
 
-    @cached_property
+    @property
     def probe(self) -> Any:
         """The biased probe: of the labels of ambiguous texts."""
-        return self.fit(self.train)
+        return self.kept("probe", None, lambda: self.fit(self.train))
+
+    def with_probe(self, probe: Classifier) -> Trial:
+        """The same with a biased probe that was fitted before."""
+        made = replace(self)
+        made.kept("probe", None, lambda: probe)
+        return made
 
     @property
     def attributes(self) -> tuple[str, ...]:
