@@ -129,8 +129,8 @@ class Ranking(Sequence[Candidate]):
         }
         if differ := differing(self.about, given):
             raise ValueError(
-                f"This ranking was made with something else: {', '.join(differ)} differs. Rank anew, or give "
-                "what it was made with."
+                f"This ranking was made with something else; these differ: {', '.join(differ)}. Rank anew, "
+                "or give what it was made with."
             )
 
     def save(self, path: str | Path) -> Path:

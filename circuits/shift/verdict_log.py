@@ -73,7 +73,7 @@ class VerdictLog:
         before, self._given, end = _replay(path)
         if before and self.about and (differ := differing(before, self.about)):
             raise ValueError(
-                f"{path} has verdicts on features of something else: {', '.join(differ)} differs. Give "
+                f"{path} has verdicts on features of something else; these differ: {', '.join(differ)}. Give "
                 "another file, or go on with what these were given on."
             )
         if known is not None:
