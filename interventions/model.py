@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .fingerprint import fingerprint
 from .loading import load
 from .middles import middles
-from .observation import arguments, observe, sample
+from .observation import arguments, sample
+from .outputs import ended, logits_of, observed, text_classes
 from .passage import Follower, Passage, Prompt
 from .pooling import Pool, mean
 from .sites import Layout, Side, Site
@@ -35,6 +36,8 @@ _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, Inde
 class Model:
     """A frozen causal language model whose sites have names. `Model.load` makes one.
 
+    `classes` are what its logits are of where that is not tokens: the labels of one that classifies texts.
+
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     >>> model = Model.load(GPT2LMHeadModel(config))
@@ -52,8 +55,9 @@ class Model:
         self.tokenizer = tokenizer
         self.follower = Follower(module)
         self._level = 0  # how many of the library's own passes are under way, one in the other
-        seen = observe(module, sample(module))
-        _checked_logits(module, seen.output)
+        seen = observed(module)
+        self.classes: tuple[str, ...] | None = text_classes(module, seen.output)
+        self._whole = self.classes is not None
         try:
             self.layout = layout or discover(module, seen)
         except ValueError as error:
@@ -190,8 +194,9 @@ class Model:
     ) -> Float[Tensor, "batch pos vocab"]:
         """Next-token logits at every position, or at the `last` so many, where no others are worked out.
 
-        `mask` is 1 at tokens and 0 at padding, which is on the right. Raises ValueError where it is on
-        the left, or where a model's results at the tokens depend on the padding.
+        A model that classifies texts gives those of the whole text, (batch 1 class). `mask` is 1 at tokens
+        and 0 at padding, which is on the right. Raises ValueError where it is on the left, or where a model's
+        results at the tokens depend on the padding.
         """
         wanted: dict[str, Any] = {}
         if mask is not None and not mask.all():
@@ -205,10 +210,11 @@ class Model:
                     "batch prompts of equal length."
                 )
             wanted["attention_mask"] = mask.to(self.device).long()
+            tokens = ended(self.module, tokens, mask) if self._whole else tokens
         if last:
             wanted["logits_to_keep"] = last
         out = self.module(tokens.to(self.device), **arguments(self.module, **wanted))
-        return (out if isinstance(out, Tensor) else _logits(out))[:, -last:]
+        return logits_of(out)[:, -last:]
 
     @torch.no_grad()
     def read(
@@ -281,15 +287,22 @@ class Model:
         ):
             yield
 
-    def probed(self, probe: Classifier, *, at: str | Site, pool: Pool = mean) -> ProbedModel:
+    def probed(
+        self,
+        probe: Classifier,
+        *,
+        at: str | Site,
+        pool: Pool = mean,
+        classes: Sequence[str] | None = None,
+    ) -> ProbedModel:
         """The same model as a classifier: its logits are what a probe says of pooled activations at a site.
 
         `pool` says what the probe reads of a text: `pooling.mean`, `pooling.last`, or any callable of that
-        form. See `ProbedModel` for its errors.
+        form; `classes` are the names of what it tells apart. See `ProbedModel` for its errors.
         """
         from .probed import ProbedModel
 
-        return ProbedModel(self, probe, at=at, pool=pool)
+        return ProbedModel(self, probe, at=at, pool=pool, classes=classes)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -340,6 +353,11 @@ class Model:
         are prompt, by default all."""
         return self.follower.following(prompt)
 
+    @property
+    def carrying(self) -> Model:
+        """The model whose passes are made in parts where a state is to be changed: this one, as a rule."""
+        return self
+
     # What a model can do, tried out once on a few tokens
 
     def close(self, x: Tensor, y: Tensor) -> bool:
@@ -373,14 +391,16 @@ class Model:
         with self.apart(), torch.no_grad():
             short = self.logits(tokens[:, :3])
             told = arguments(self.module, attention_mask=mask)
-            out = self.module(tokens, **told)
-        return self.close((out if isinstance(out, Tensor) else _logits(out))[:, :3], short)
+            out = self.module(ended(self.module, tokens, mask) if self._whole else tokens, **told)
+        return self.close(logits_of(out)[:, : short.shape[1]], short)
 
     @cached_property
     def writes(self) -> str:
         """In what way the model's text follows its own logits; see `ways.way_of_writing`."""
         from .ways import way_of_writing
 
+        if self._whole:
+            raise ValueError(f"{type(self.module).__name__} classifies texts, and writes none.")
         return way_of_writing(self)
 
     @cached_property
@@ -397,7 +417,8 @@ class Model:
         with self.apart(), torch.no_grad():
             resid = hidden(self.record(tokens).outputs[self._last])
             try:
-                return resid is not None and self.close(self._unembed(resid), self.logits(tokens))
+                logits = self.logits(tokens)
+                return resid is not None and self.close(self._unembed(resid[:, -logits.shape[1] :]), logits)
             except _FAILURES:
                 return False
 
@@ -449,18 +470,6 @@ class Model:
         """Whether what a block returns is written to in place by what comes after."""
         call = self._seen.once(block)
         return call is not None and "out" in call.changed
-
-
-def _logits(out: Any) -> Tensor:
-    return out.logits if hasattr(out, "logits") else out[0]
-
-
-def _checked_logits(module: nn.Module, out: Any) -> None:
-    if not isinstance(out, Tensor | tuple) and not hasattr(out, "logits"):
-        raise ValueError(
-            f"{type(module).__name__} returns no logits but {type(out).__name__}; "
-            "load the model with its language-modelling head."
-        )
 
 
 def ranges(names: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -68,11 +68,19 @@ class ProbedModel(Model):
 
     Raises:
         LookupError: a site that the model does not have.
-        ValueError: a probe of another width than the site.
+        ValueError: a probe of another width than the site, or another number of names than of classes.
         TypeError: what is no probe, or no callable to pool with.
     """
 
-    def __init__(self, inner: Model, probe: Classifier, *, at: str | Site, pool: Pool):
+    def __init__(
+        self,
+        inner: Model,
+        probe: Classifier,
+        *,
+        at: str | Site,
+        pool: Pool,
+        classes: Sequence[str] | None = None,
+    ):
         if not isinstance(probe, Classifier):
             raise TypeError(
                 f"{probe!r:.80} is no probe: it has `logits`, `width`, `n_classes` and `tensors`."
@@ -82,14 +90,19 @@ class ProbedModel(Model):
         site = inner.site(at)
         if probe.width != site.width:
             raise ValueError(f"The probe reads width {probe.width}, and {site} holds width {site.width}.")
+        named = tuple(f"class {i}" for i in range(probe.n_classes)) if classes is None else tuple(classes)
+        if len(set(named)) != probe.n_classes or len(named) != probe.n_classes:
+            raise ValueError(f"The probe tells {probe.n_classes} classes apart; their names are {named}.")
         self.inner = inner
+        self.classes: tuple[str, ...] | None = named
         self.tokenizer = inner.tokenizer
         self.reads = _inside(site)
         self.probe = probe
         self.pool = pool
-        self.module = _Stopping(inner, site, _Reading(probe, pool))
+        self.module = Probed(inner, site, _Reading(probe, pool))
         self.follower = inner.follower
         self._level = 0
+        self._whole = False
         self.layout = replace(
             inner.layout,
             blocks=f"{_INNER}.{inner.layout.blocks}",
@@ -160,6 +173,10 @@ class ProbedModel(Model):
     def resumes(self) -> bool:
         return self.inner.resumes
 
+    @property
+    def carrying(self) -> Model:
+        return self.inner.carrying
+
     def probed(self, probe: Classifier, **how: Any) -> ProbedModel:
         """The inner model with another probe."""
         return self.inner.probed(probe, **how)
@@ -218,7 +235,7 @@ class _Stopped(Exception):
     """That a pass has come to the site where it ends."""
 
 
-class _Stopping(nn.Module):
+class Probed(nn.Module):
     """Runs a module up to a site, and gives the logits of what it holds."""
 
     opening: Tensor
@@ -230,6 +247,7 @@ class _Stopping(nn.Module):
             self.config = model.module.config
         self.reading = reading
         self._site, self._first, self._seen = site, model.blocks[0], model._seen
+        self._follower = model.follower
         special = sorted(getattr(model.tokenizer, "all_special_ids", ()))
         self.register_buffer("opening", torch.tensor(special, dtype=torch.long, device=model.device), False)
 
@@ -250,6 +268,8 @@ class _Stopping(nn.Module):
 
         def take(_site: Site, x: Tensor) -> Tensor:
             held.append(x)
+            if self._follower.parted:
+                return x
             raise _Stopped
 
         inner = self.get_submodule(_INNER)
@@ -259,7 +279,9 @@ class _Stopping(nn.Module):
             inner(tokens, **arguments(inner, **told))
         if not held:
             raise ValueError(f"The pass never came to {self._site}, which the probe reads.")
-        return held[0]
+        if any(len(x) != len(tokens) for x in held):
+            raise ValueError("As its state is changed, this model reads row by row: give one row at a time.")
+        return torch.cat(held, dim=1)
 
 
 def _inside(site: Site) -> Site:

@@ -88,7 +88,12 @@ def check(
 
 @torch.no_grad()
 def vocabulary(model: Model) -> int:
-    """How many logits the model gives."""
+    """How many logits the model gives. Raises ValueError where these are not of tokens."""
+    if model.classes is not None:
+        raise ValueError(
+            f"The logits of {model!r} are of classes, not of tokens: it is read by a LogitLens, and no lens "
+            "is fitted to it."
+        )
     return model.unembed(torch.zeros(1, model.width, device=model.device, dtype=model.dtype)).shape[-1]
 
 

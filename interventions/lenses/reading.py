@@ -65,6 +65,8 @@ def reading(lens: Lens, prompt: Prompt) -> Reading:
     """
     tokens = prompt_tokens(lens.model, prompt)
     acts, logits = read(lens.model, tokens[None], lens.sites)
+    if logits.shape[1] != len(tokens):
+        raise ValueError(f"{lens.model!r} classifies whole texts, and says nothing after each token.")
     return Reading(lens, tokens, {name: x[0] for name, x in acts.items()}, logits[0])
 
 
@@ -83,7 +85,10 @@ def prompt_tokens(model: Model, prompt: Prompt) -> Int[Tensor, " pos"]:
         prompt = prompt.flatten().tolist()
     elif not isinstance(prompt, str) and any(isinstance(part, str) for part in prompt):
         raise TypeError("One prompt is read at a time: give a text or tokens, not a list of texts.")
-    tokens, vocab = torch.tensor(prompt_ids(model, prompt)), vocabulary(model)
+    tokens = torch.tensor(prompt_ids(model, prompt))
+    if model.classes is not None:
+        return tokens
+    vocab = vocabulary(model)
     if wrong := [token for token in tokens.tolist() if not 0 <= token < vocab]:
         raise ValueError(f"There is no token {wrong[0]}: the vocabulary has {vocab}.")
     return tokens

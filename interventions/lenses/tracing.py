@@ -90,7 +90,9 @@ def of_reading(
     if not len(where):
         raise ValueError(f"No token is left of {len(read.tokens)} at {positions}.")
     ids = tuple(dict.fromkeys(token_id(model, target, read.vocab) for target in targets))
-    following = torch.cat([read.tokens[1:], read.tokens.new_full((1,), -1)])[where]
+    # Of classes none follows.
+    nexts = read.tokens[1:] if model.classes is None else torch.full_like(read.tokens[1:], -1)
+    following = torch.cat([nexts, read.tokens.new_full((1,), -1)])[where]
     found: dict[str, list[Tensor]] = {}
     for some in parts(len(where), read.vocab, at_once):
         final = log_probs(read.output[where[some]])
@@ -113,7 +115,7 @@ def of_reading(
         targets=ids,
         target_log_probs=whole.pop("targets"),
         statistics=whole,
-        texts={token: pieces(model.tokenizer, [token])[0] for token in sorted(shown)},
+        texts={token: _text(model, token) for token in sorted(shown)},
         lens=repr(read.lens),
         fingerprint=model.fingerprint,
     )
@@ -126,6 +128,8 @@ def token_id(model: Model, target: int | str, vocab: int) -> int:
         TypeError: text for a model without a tokenizer.
         ValueError: a text of another number of tokens than one; a number beyond the vocabulary.
     """
+    if isinstance(target, str) and target in (model.classes or ()):
+        target = (model.classes or ()).index(target)
     ids = text_ids(model, target) if isinstance(target, str) else (int(target),)
     if isinstance(target, str) and len(ids) != 1 and target.startswith(" "):
         bare = text_ids(model, target[1:])  # some tokenizers put a space before every text themselves
@@ -135,6 +139,10 @@ def token_id(model: Model, target: int | str, vocab: int) -> int:
     if not 0 <= ids[0] < vocab:
         raise ValueError(f"There is no token {ids[0]}: the vocabulary has {vocab}.")
     return ids[0]
+
+
+def _text(model: Model, token: int) -> str:
+    return pieces(model.tokenizer, [token])[0] if model.classes is None else model.classes[token]
 
 
 def _numbers(

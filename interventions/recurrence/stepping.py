@@ -40,6 +40,10 @@ def stepping(model: Model, changes: Sequence[StateIntervention]) -> Iterator[Mod
     Raises ValueError where the model has no recurrent state, or a change is of another model, or hangs on
     activations.
     """
+    if model.carrying is not model:
+        with stepping(model.carrying, changes):
+            yield model
+        return
     carrying = carrier(model)
     for change in changes:
         if change.fingerprints - {model.fingerprint}:
