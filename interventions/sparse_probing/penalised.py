@@ -10,6 +10,7 @@ from torch import Tensor
 
 PENALTIES = tuple(10.0 ** (5 - 10 * i / 9) for i in range(10))  # 1/C of SAE-Probes, the strongest first
 _STEPS, _FLAT = 50, 1e-8  # at most; the gradient of the mean loss at which the search ends
+_FEW, _FASTER, _GAP = 10, 20.0, 1e-3  # steps before a barrier is followed; its own; penalties at its end
 
 Rows = Float[Tensor, "text d_model"]
 Fit = tuple[Float[Tensor, "penalty d_model"], Float[Tensor, " penalty"]]
@@ -38,8 +39,9 @@ def l1_logistic(x: Rows, positive: Bool[Tensor, " text"], penalties: Sequence[fl
     """Weights and intercept of least loss for each penalty: cross-entropy summed over texts, and the penalty
     times the sizes of the weights, so that many are zero. A penalty is 1/C; the intercept is free.
 
-    Newton's method within the orthant that each step starts in (Andrew and Gao 2007, Byrd et al. 2012,
-    arXiv 1206.6105), each penalty started from the solution for the next stronger one.
+    Newton's method within the orthant that each step starts in (Andrew and Gao 2007), each penalty started
+    from the solution for the next stronger one; where a few steps do not do, as with weak penalties, first a
+    barrier is followed (Koh, Kim and Boyd 2007).
 
     >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [3.0, 0.0]])
     >>> l1_logistic(x, torch.tensor([False, False, True, True]), [0.5])[0]
@@ -86,12 +88,25 @@ def _least_squared(rows: Tensor, targets: Tensor, squares: Tensor, theta: Tensor
 
 
 def _least_sized(rows: Tensor, targets: Tensor, sizes: Tensor, theta: Tensor) -> Tensor:
+    theta, done = _in_orthants(rows, targets, sizes, theta, _FEW)
+    if done:
+        return theta
+    inside = _inside(rows, targets, sizes)
+    slope = rows.T @ ((rows @ inside).sigmoid() - targets)
+    near = inside.where((slope.abs() > 0.999 * sizes) | (sizes == 0), torch.zeros_like(inside))
+    return _in_orthants(rows, targets, sizes, near, _STEPS)[0]
+
+
+def _in_orthants(
+    rows: Tensor, targets: Tensor, sizes: Tensor, theta: Tensor, steps: int
+) -> tuple[Tensor, bool]:
+    """Newton steps that leave the signs of the weights as they are, and whether they came to an end."""
     value = _loss(rows, targets, sizes, theta)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         p = (rows @ theta).sigmoid()
         slope = _slope(rows.T @ (p - targets), sizes, theta)
         if slope.norm() <= _FLAT * len(rows):
-            break
+            return theta, True
         orthant = theta.sign().where(theta != 0, -slope.sign())
         for step in (_newton(rows, p, slope, torch.zeros_like(slope)), -slope):
             aligned = step.where((theta != 0) | (step * orthant > 0) | (sizes == 0), torch.zeros_like(step))
@@ -99,9 +114,52 @@ def _least_sized(rows: Tensor, targets: Tensor, sizes: Tensor, theta: Tensor) ->
             if lower < value:
                 break
         else:  # as low as numbers of this precision go
-            break
+            return theta, True
         theta, value = new, lower
-    return theta
+    return theta, False
+
+
+def _inside(rows: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
+    """The least loss but for a gap, by Newton's method on weights and their bounds, which a barrier keeps
+    apart. Bounds are eliminated from each step."""
+    theta, bound = torch.zeros_like(sizes), torch.ones_like(sizes)
+    bounded, penalty = sizes > 0, sizes.max().item()
+    weight = 1 / penalty
+
+    def loss(theta: Tensor, bound: Tensor) -> float:
+        if (bound <= theta.abs())[bounded].any():
+            return float("inf")
+        smooth = _entropy(rows, targets, theta) + (sizes * bound).sum()
+        return (weight * smooth - (bound.square() - theta.square())[bounded].log().sum()).item()
+
+    while True:
+        for _ in range(_STEPS):
+            p = (rows @ theta).sigmoid()
+            apart = (bound.square() - theta.square()).where(bounded, 1.0)
+            down = weight * (rows.T @ (p - targets)) + (2 * theta / apart).where(bounded, 0.0)
+            out = (weight * penalty - 2 * bound / apart).where(bounded, 0.0)
+            own = (2 * (bound.square() + theta.square()) / apart.square()).where(bounded, 1.0)
+            cross = (-4 * bound * theta / apart.square()).where(bounded, 0.0)
+            bent = weight * (rows.T @ (rows * (p * (1 - p))[:, None]))
+            left = 2 / (bound.square() + theta.square())  # of own - cross^2 / own, without cancellation
+            bent.diagonal().add_(left.where(bounded, 1e-12 * weight))
+            right = cross / own * out - down
+            step = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(bent).L)[:, 0]
+            wider = -(out + cross * step) / own
+            gain = -(down @ step + out @ wider).item()
+            if not gain > 1e-6:
+                break
+            length, value = 1.0, loss(theta, bound)
+            while length > 1e-10 and not (
+                loss(theta + length * step, bound + length * wider) <= value - 0.01 * length * gain
+            ):
+                length /= 2
+            if length <= 1e-10:
+                break
+            theta, bound = theta + length * step, bound + length * wider
+        if 2 * bounded.sum().item() / weight <= _GAP * penalty:
+            return theta
+        weight *= _FASTER
 
 
 def _along(
@@ -127,7 +185,7 @@ def _newton(rows: Tensor, p: Tensor, slope: Tensor, squares: Tensor) -> Tensor:
     part = rows if free.all() else rows[:, free]
     bent = part.T @ (part * (p * (1 - p))[:, None])
     bent.diagonal().add_(squares[free])
-    bent.diagonal().add_(1e-10 * bent.diagonal().max().clamp_min(1e-10))
+    bent.diagonal().add_(1e-9 * bent.diagonal().max().clamp_min(1e-10))
     step = torch.zeros_like(slope)
     step[free] = -torch.cholesky_solve(slope[free][:, None], torch.linalg.cholesky_ex(bent).L)[:, 0]
     return step.nan_to_num(0.0, 0.0, 0.0)
