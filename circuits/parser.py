@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from .concept_options import add_evaluate_dictionary
 from .dictionary_options import add_dictionaries
 from .lens_options import add_lens
 from .options import (
@@ -131,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     add_steering(commands)
     add_lens(commands)
     add_shift(commands)
+    add_evaluate_dictionary(commands)
 
     models = command("models", _models, "say what a model is, and which sites it has")
     models.add_argument("model", nargs="?", default="embedded", help="as for find (default: embedded)")
