@@ -127,3 +127,48 @@ def test_published_biographies_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"breadboard-circuits\[data\]"):
         bias_in_bios()
+
+
+class Letters:
+    """A tokenizer of letters, which opens a text with 1 and ends it with 2."""
+
+    def encode(self, text, *, add_special_tokens=True):
+        ids = [ord(c) for c in text]
+        return [1, *ids, 2] if add_special_tokens else ids
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def test_a_task_asks_for_the_place_of_the_label_among_the_classes():
+    texts = LabelledSet("jobs", [LabelledText("ab", "nurse", "female"), LabelledText("a", "professor"),
+                                 LabelledText("abc", "nurse", "male")])  # fmt: skip
+    task = texts.task(Letters())
+    assert task.name == "jobs" and [pair.clean for pair in task.pairs] == [
+        (1, 97, 98),
+        (1, 97),
+        (1, 97, 98, 99),
+    ]
+    assert [(pair.answers, pair.foils, pair.case) for pair in task.pairs] == [
+        ((0,), (1,), "nurse/female"), ((1,), (0,), "professor"), ((0,), (1,), "nurse/male"),
+    ]  # fmt: skip
+    assert all(pair.patch is None for pair in task.pairs)
+    wider = texts.task(Letters(), ["doctor", "professor", "nurse"])
+    assert [(pair.answers, pair.foils) for pair in wider.pairs] == [
+        ((2,), (0, 1)), ((1,), (0, 2)), ((2,), (0, 1)),
+    ]  # fmt: skip
+    first, *_ = wider.batches(None)
+    assert first.clean.tolist() == [[1, 97]] and first.foils.tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [(["nurse"], "one of two classes or more"), (["nurse", "nurse"], "all different"),
+     (["nurse", "doctor"], "'professor' is none of the classes nurse, doctor")],
+)  # fmt: skip
+def test_classes_that_do_not_fit_the_labels_are_refused(classes, said):
+    texts = biographies(20)
+    with pytest.raises(ValueError, match=said):
+        texts.task(Letters(), classes)
+    with pytest.raises(ValueError, match="one of two classes"):
+        texts.where(lambda one: one.label == "nurse").task(Letters())
