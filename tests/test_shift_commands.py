@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from planted import texts, token, words
+from transformers import AutoModelForCausalLM
 
 from circuits import embedded
 from circuits.__main__ import main
@@ -244,8 +245,8 @@ def test_another_model_than_the_folders_is_a_mistake(folder, tmp_path, mistake, 
     (tmp_path / "mine.csv").write_text(f"site,feature,spurious\nembed,{planted[0]},yes\n")
     other = tmp_path / "model"
     shutil.copytree(embedded.HERE / "model", other)
-    module = embedded.model().module
-    module.get_input_embeddings().weight.data.add_(1)
+    module = AutoModelForCausalLM.from_pretrained(other)
+    module.model.embed_tokens.weight.data.add_(1)
     module.save_pretrained(other)
     line = mistake("report", folder, "--verdicts", tmp_path / "mine.csv", "--model", other)
     assert "is of another model" in line
