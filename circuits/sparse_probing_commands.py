@@ -28,7 +28,7 @@ from interventions.sparse_probing import (
     scarcity,
     shift,
 )
-from interventions.sparse_probing.baselines import log_spaced
+from interventions.sparse_probing.dense import log_spaced
 from interventions.steering.token_choice import every, last
 
 from .annotations import visible

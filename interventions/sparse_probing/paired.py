@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..probing.scores import drawn_aurocs
 from ..steering.confidence import Estimate, resampled
-from .trial import Trial, Tried
+from .trials import Trial, Tried
 
 Picked = Sequence[Tried]
 

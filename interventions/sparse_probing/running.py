@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .baselines import MISSING_TREES, baselines, has_trees
+from .dense import MISSING_TREES, baselines, has_trees
 from .k_sparse import sparse_probes
 from .method import Method
-from .quiver import Quiver
+from .quivers import Quiver
 from .regimes import Situation
-from .trial import Trial, digest, trial
+from .trials import Trial, digest, trial
 
 
 def quiver(
@@ -34,7 +34,7 @@ def quiver(
         ValueError: no situations, methods of one name, none that is dense or none that reads the dictionary.
 
     >>> import torch
-    >>> from .baselines import DenseLogistic
+    >>> from .dense import DenseLogistic
     >>> from .examples import Examples
     >>> from .k_sparse import KSparse
     >>> from .regimes import normal

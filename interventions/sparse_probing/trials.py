@@ -75,7 +75,7 @@ class Trial:
 def trial(situation: Situation, methods: Sequence[Method], *, seed: int = 0) -> Trial:
     """Every method in one situation. The test texts are scored once, by the setting that validation chose.
 
-    >>> from .baselines import DenseLogistic
+    >>> from .dense import DenseLogistic
     >>> from .examples import Examples
     >>> texts = Examples("x", torch.tensor([[0.0], [1], [2], [3]]), torch.zeros(4, 1), [0, 0, 1, 1])
     >>> found = trial(Situation("normal", None, texts, texts), [DenseLogistic()])

@@ -13,7 +13,7 @@ from ..steering.columns import aligned
 from ..steering.confidence import Estimate
 from ..writing import write
 from .paired import mean_auroc, mean_difference
-from .trial import Trial, Tried
+from .trials import Trial, Tried
 
 _FORMAT, _VERSION = "interventions.quiver", 1
 
