@@ -125,7 +125,7 @@ def _replay(path: Path) -> tuple[dict[str, Any], list[Verdict], int]:
             elif "undo" in record:
                 _undone(given, record["undo"], where)
             else:
-                given.append(verdict_of(record, where, path.name))
+                given.append(verdict_of(record, where, "" if about else path.name))
         end += len(raw)
     return about, given, end
 
