@@ -6,13 +6,15 @@ import pytest
 import torch
 from families import EVERY_FAMILY, tiny
 from planted import NOUNS, PAIRS, WORDS, double, texts, token, words
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from circuits import embedded
+from circuits.shift.heads import shift_head, text_logits
 from circuits.shift.judges import rule
 from circuits.shift.shift import ablated, check_before, ranked, reported, retrained, shift, shown
 from circuits.shift.trial import Trial
 from circuits.shift.verdicts import Verdict, Verdicts
-from interventions import SparseCoder
+from interventions import Model, SparseCoder
 from interventions.concepts import pooled
 from interventions.concepts.ablation import ablated_means, active_features, site_means, without
 from interventions.edits import Ablate
@@ -156,7 +158,11 @@ def test_without_the_planted_features_nothing_tells_the_spurious_label(model, di
 
 @pytest.mark.parametrize("at", ["embed", "resid.0"])
 def test_shift_finds_the_planted_features_and_takes_them_out(model, dictionaries, spurious, at, tmp_path):
-    judge = rule(lambda evidence: abs(evidence.spurious.strongest[1]) > 0.9, name="goes with it")
+    def judge(evidence):
+        assert evidence.spurious is not None
+        spurious = abs(evidence.spurious.strongest[1]) > 0.9
+        return Verdict(evidence.site, evidence.feature, spurious)
+
     report = shift(
         model, dictionaries, TRAIN, TEST, judge, at=at, known=KNOWN, draws=3, folder=tmp_path, progress=False
     )
@@ -240,3 +246,56 @@ def test_a_text_with_nothing_left_after_tokenisation_is_named(model):
     empty = LabelledSet("empty", [*TRAIN, LabelledText("<bos>", "animal", "before")])
     with pytest.raises(ValueError, match="text 24, '<bos>'"):
         trial(model, train=empty).fit(empty)
+
+
+# --- heads of their own -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(model):
+    """The embedded model with a sequence-classification head along the difference of the spurious labels."""
+    config = LlamaConfig.from_pretrained(embedded.HERE / "model")
+    config.num_labels, config.id2label = 2, {0: "animal", 1: "thing"}
+    module = LlamaForSequenceClassification(config).double()
+    module.model.load_state_dict(model.module.model.state_dict())
+    rows = []
+    for text in KNOWN:
+        ids = torch.tensor([model.tokenizer.encode(text.text)])
+        with torch.no_grad():
+            rows.append(module.model(ids).last_hidden_state[0, -1])
+    found = torch.stack(rows)
+    weights = found[[text.spurious == "after" for text in KNOWN]].mean(0) - found.mean(0)
+    weights = weights - (weights @ found.mean(0)) / found.mean(0).square().sum() * found.mean(0)  # no bias
+    module.score.weight.data = torch.stack([torch.zeros_like(weights), weights])
+    return Model.load(module, tokenizer=model.tokenizer)
+
+
+def test_the_logits_of_a_head_are_those_of_each_text_alone(classifier):
+    found = text_logits(classifier, [text.text for text in TEST], progress=False, batch_size=5)
+    for text, row in zip(TEST, found, strict=True):
+        ids = torch.tensor([classifier.tokenizer.encode(text.text)])
+        torch.testing.assert_close(row, classifier.module(ids).logits[0], rtol=1e-6, atol=1e-9)
+
+
+def test_a_head_of_its_own_forgets_the_planted_word(classifier, dictionaries, spurious):
+    def judge(evidence):
+        return Verdict(evidence.site, evidence.feature, evidence.feature in spurious["embed"])
+
+    report = shift_head(classifier, dictionaries, TRAIN, TEST, judge, known=KNOWN, progress=False)
+    assert report.ablated == {"embed": 2}
+    assert report["head"].spurious.mean > 0.6
+    assert report["SHIFT"].spurious.mean == 0.5
+    probe = report["SHIFT, probe in place of the head"]
+    assert probe.spurious.mean == 0.5 and probe.intended.mean == 1
+
+
+def test_a_model_without_a_head_is_refused(model, dictionaries):
+    with pytest.raises(ValueError, match="does not classify texts: give one with such a head, or `shift`"):
+        shift_head(model, dictionaries, TRAIN, TEST, rule(lambda _: True), progress=False)
+
+
+def test_labels_that_are_not_the_heads_are_refused(classifier, dictionaries):
+    with pytest.raises(ValueError, match="The classes of the head are a, b, the labels"):
+        shift_head(
+            classifier, dictionaries, TRAIN, TEST, rule(lambda _: True), classes=("a", "b"), progress=False
+        )

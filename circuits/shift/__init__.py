@@ -15,6 +15,7 @@ from .baselines import (
 )
 from .dossier import Dossier, Evidence
 from .evidence import evidence
+from .heads import shift_head
 from .judges import Judge, by_attribution, correlates, from_file, judged, rule
 from .llm_judge import by_llm
 from .ranking import Candidate, Ranking, ranking
@@ -67,6 +68,7 @@ __all__ = [
     "retrained",
     "rule",
     "shift",
+    "shift_head",
     "shown",
     "words_deleted",
 ]

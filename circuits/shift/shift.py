@@ -109,7 +109,7 @@ def shown(
     """
     texts, attribute = trial.train, None
     if trial.known is not None:
-        texts, attribute = trial.known, trial.model.probed(trial.spurious_probe, at=trial.at)
+        texts, attribute = trial.known, trial.probed_spurious
     return evidence(
         trial.probed, found, texts, dictionaries, attribute=attribute,
         attributes=None if attribute is None else trial.attributes, other=other, n=contexts,
@@ -191,7 +191,7 @@ def reported(
     scores = compared(trial, dictionaries, features, words=words, delete=delete, draws=draws, needs=needs)
     spurious = sum(verdict.spurious for verdict in verdicts.given)
     counts = {"spurious": spurious, "kept": len(verdicts) - spurious}
-    return Report(scores, counts, skylines.counted(features), {**_config(trial), **(config or {})})
+    return Report(scores, counts, skylines.counted(features), {**settings(trial), **(config or {})})
 
 
 def check_before(trial: Trial, dictionaries: Dictionaries) -> None:
@@ -211,7 +211,8 @@ def _words(trial: Trial) -> tuple[str, ...]:
     return tuple(word for label in trial.classes for word in baselines.CONCEPTS[label])
 
 
-def _config(trial: Trial) -> dict[str, Any]:
+def settings(trial: Trial) -> dict[str, Any]:
+    """What a trial was made with, in plain JSON."""
     return {
         "model": trial.model.fingerprint, "at": trial.at, "recipe": repr(trial.recipe), "seed": trial.seed,
         "train": len(trial.train), "test": len(trial.test),

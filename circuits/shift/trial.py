@@ -153,7 +153,12 @@ class Trial:
     @cached_property
     def probed(self) -> ProbedModel:
         """The model with the biased probe as its head."""
-        return self.model.probed(self.probe, at=self.at)
+        return self.model.probed(self.probe, at=self.at, classes=self.classes)
+
+    @cached_property
+    def probed_spurious(self) -> ProbedModel:
+        """The model with the probe of the spurious label as its head."""
+        return self.model.probed(self.spurious_probe, at=self.at, classes=self.attributes)
 
     def targets(self, texts: LabelledSet) -> Int[Tensor, " text"]:
         """The class of each text."""
