@@ -261,7 +261,8 @@ class Probed(nn.Module):
             told["attention_mask"] = attention_mask
         if empty := (~counted.any(1)).nonzero()[:, 0].tolist():
             raise ValueError(f"Of text {empty[0]} no token counts: there is nothing to classify.")
-        return self.reading(self._held(input_ids, told), counted)
+        x = self._held(input_ids, told)
+        return self.reading(x, counted.to(x.device))
 
     def _held(self, tokens: Tensor, told: dict[str, Any]) -> Float[Tensor, "batch pos width"]:
         held: list[Tensor] = []

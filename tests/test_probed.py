@@ -543,7 +543,7 @@ def test_circuits_of_a_probe_are_found_and_evaluated(texts, tmp_path):
 def test_biographies_are_classified_by_a_real_model():
     assert SPEC is not None and SPEC.origin is not None
     (weights,) = Path(SPEC.origin).parent.rglob("*.gguf")
-    model, people = Model.load(weights, dtype=torch.float32), biographies(24, correlation=1.0)
+    model, people = Model.load(weights, dtype=torch.float32), biographies(8, correlation=1.0)
     labels = [people.classes.index(one.label) for one in people]
     acts = probe_activations(
         model, [one.text for one in people], ["resid.3"], tokens=every, progress=False
@@ -558,6 +558,6 @@ def test_biographies_are_classified_by_a_real_model():
         found = probed.logits(batch.clean)[:, -1]
         torch.testing.assert_close(found[:, 1] - found[:, 0], odds[rows], rtol=1e-3, atol=1e-3)
     circuit = find(
-        probed, task.take(6), {"resid.1": Identity(), "mlp.2": Identity()}, node=20, progress=False
+        probed, task.take(2), {"resid.1": Identity(), "mlp.2": Identity()}, node=20, progress=False
     )
     assert sum(node.site != "output" for node in circuit.nodes) == 20

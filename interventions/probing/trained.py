@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -34,8 +34,8 @@ class Trained:
     >>> x = torch.tensor([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
     >>> Trained(epochs=200).fit(x, [0, 0, 1, 1]).predict(x)
     tensor([0, 0, 1, 1])
-    >>> Trained(hidden=(8,), epochs=200).fit(x, [0, 1, 1, 0]).predict(x)
-    tensor([0, 1, 1, 0])
+    >>> Trained(hidden=(8,), epochs=200).fit(x, [0, 1, 1, 0])
+    MLPProbe(Trained(hidden=(8,), epochs=200), width 2, 8)
 
     Raises:
         ValueError: sizes below 1, a learning rate that is not above 0, a negative decay, a validation share
@@ -67,6 +67,10 @@ class Trained:
             raise ValueError(f"validation={self.validation}: a share of the examples, from 0 to below 1.")
         if self.patience is not None and not self.validation:
             raise ValueError(f"patience={self.patience} needs examples held out: give validation=0.2, say.")
+
+    def __repr__(self) -> str:
+        asked = (f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default)
+        return f"Trained({', '.join(asked)})"
 
     def fit(self, x: Float[Tensor, "example d_model"], labels: Labels) -> Any:
         """A `Probe`, or with hidden layers an `MLPProbe`, of activations and their classes from 0 on.
