@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import tiny
+from families import FAMILIES, tiny
 from shift_texts import LABELS, classifier, coders, probe, texts, tokenizer
 
 from circuits import attribution_patching, exact_patching, integrated_gradients
@@ -14,7 +14,6 @@ from interventions.edits import Ablate
 from tasks import Pair, Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:On these texts")  # probes are random
-FAMILIES = ["gpt2", "llama", "mamba"]
 
 
 def _ranked(model, held, given=None, **how):
@@ -45,8 +44,9 @@ def test_at_the_site_of_the_probe_effects_are_those_of_the_closed_form(family):
     assert sorted(listed) == values.mean(0).nonzero()[:, 0].tolist()
     for candidate in found:
         column = values[:, candidate.feature]
-        assert candidate.effect == pytest.approx(column.mean().item(), rel=1e-9, abs=1e-12)
-        assert candidate.error == pytest.approx(column.std().item() / len(column) ** 0.5, rel=1e-6, abs=1e-9)
+        # Some families compute parts in float32, which other batch sizes round otherwise.
+        assert candidate.effect == pytest.approx(column.mean().item(), rel=1e-6, abs=1e-8)
+        assert candidate.error == pytest.approx(column.std().item() / len(column) ** 0.5, rel=1e-6, abs=1e-8)
     sizes = [abs(candidate.effect) for candidate in found]
     assert sizes == sorted(sizes, reverse=True)
 
