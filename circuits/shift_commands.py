@@ -71,15 +71,14 @@ def run(
         discard(folder)
     check_same(folder, asked)
     _check_judge(folder, judge)
-    if not (folder / TEXTS / "test.jsonl").is_file():
-        texts = asked.texts
-        _check_known(texts, judge)
+    again = RUN in read_settings(folder)
+    texts = Texts.load(folder / TEXTS) if again else asked.texts
+    _check_known(texts, judge)
+    done = begun(folder, asked, texts, progress=progress, say=say)
+    if not again:  # what was refused so far leaves nothing behind
         texts.save(folder / TEXTS)
-    else:
-        _check_known(Texts.load(folder / TEXTS), judge)
-    note(folder, RUN, {"command": command, "options": options(asked)})
-    done = begun(folder, asked, progress=progress, say=say)
-    note(folder, RUN, {"model": done.trial.model.fingerprint})
+    record = {"command": command, "options": options(asked), "model": done.trial.model.fingerprint}
+    note(folder, RUN, record)
     clock.lap("loading")
     with interruptible(f"The same command goes on from what is in {folder}."):
         dossier = _ranked(done, say)
@@ -141,7 +140,7 @@ def report(
         dtype=dtype or asked.dtype,
         batch_size=batch_size,
     )
-    done = begun(folder, asked, progress=progress, say=say)
+    done = begun(folder, asked, Texts.load(folder / TEXTS), progress=progress, say=say)
     say(f"Verdicts      {_counted(found, dossier)}\n")
     with interruptible(f"`circuits shift report {folder}` begins anew."):
         written = _reported(done, found, target, reporting, pictures, say)

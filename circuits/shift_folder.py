@@ -108,14 +108,13 @@ class Begun:
     dictionaries: Mapping[str, Dictionary]
 
 
-def begun(folder: Path, asked: Shifting, *, progress: bool | None, say: Say) -> Begun:
-    """The texts in a folder, with the model, dictionaries and probe that it is about.
+def begun(folder: Path, asked: Shifting, texts: Texts, *, progress: bool | None, say: Say) -> Begun:
+    """The texts of a folder, with the model, dictionaries and probe that it is about.
 
     Raises:
         ValueError: what `Trial` refuses; a dictionary after the probe; another model than the folder's.
         LookupError: a site that there is not.
     """
-    texts = Texts.load(folder / TEXTS)
     model = loaded_model(asked.model, device=asked.device, dtype=asked.dtype)
     say(f"Model         {described(model, asked.model)}")
     known = read_settings(folder).get(RUN, {}).get("model")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .options import add_debug, add_machine, add_report, command_group, count, natural, silent
+from .options import add_debug, add_machine, add_report, command_group, count, natural, positive, silent
 
 _ABOUT = """examples:
   circuits shift run --model ./my-model --dictionaries ./my-saes --at resid.11 --biographies 300
@@ -34,14 +34,14 @@ rule, what correlates with the spurious label more than with the label; terminal
 leaves it to `circuits shift judge`; or a file of verdicts, CSV or JSON lines with site, feature and
 spurious (yes or no).
 
-What is done stays in OUT: an interrupted run goes on where it stopped when the same command is given
-again."""
+What is done stays in OUT: an interrupted run goes on where it stopped when the same command is
+given again."""
 _JUDGE = """examples:
   circuits shift judge results/shift-biographies
   circuits shift judge results/shift-biographies --by anna
 
-Every verdict is on the disk as soon as it is given; the next time goes on after the last one. No model
-is loaded. `circuits shift report` then ablates what was judged spurious."""
+Every verdict is on the disk as soon as it is given; the next time goes on after the last one. No
+model is loaded. `circuits shift report` then ablates what was judged spurious."""
 _REPORT = """examples:
   circuits shift report results/shift-biographies
   circuits shift report results/shift-biographies --verdicts mine.csv --draws 0
@@ -142,7 +142,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--at", metavar="SITE", help="what the probe reads (default: resid.N, 2/3 of the way)")
     group.add_argument(
-        "--l2", type=float, default=1.0, metavar="X", help="penalty of the logistic probe (default: 1)"
+        "--l2", type=positive, default=1.0, metavar="X", help="penalty of the logistic probe (default: 1)"
     )
     group = parser.add_argument_group("the features")
     group.add_argument(

@@ -200,6 +200,14 @@ def test_labels_of_one_class_are_a_mistake(data, tmp_path, mistake):
     assert "All 10 texts to train on have the label 'thing'" in line
 
 
+def test_what_was_refused_leaves_nothing_that_stands_in_the_way(data, tmp_path, mistake, said):
+    train = _some(data, tmp_path, lambda one: one.label == "thing")
+    given = [*options(data), "--train", train, "--judge", "later", "--out", tmp_path / "out"]
+    assert "have the label 'thing'" in mistake("run", *given)
+    shutil.copy(data / "train.jsonl", train)
+    assert "20 to train on" in said("run", *given)
+
+
 def test_an_empty_group_is_a_mistake(data, tmp_path, mistake):
     test = _some(data, tmp_path, lambda one: one.group != ("thing", "before"), "test")
     line = mistake("run", *options(data), "--test", test, "--out", tmp_path / "out")
