@@ -69,8 +69,10 @@ def plot_regime(found: Quiver, path: str | Path, *, title: str = "", width: floa
     with figure(width, 0.5 + 0.6 * width, "constrained") as sheet:
         axes = sheet.subplots()
         _curve(axes, x, [one.alone for one in all_points], _ALONE, "^", "dictionary alone")
-        _curve(axes, x, [one.dense for one in all_points], _DENSE, "s", "best dense baseline")
-        _curve(axes, x, [one.both for one in all_points], _BOTH, "o", "best with the dictionary")
+        dense, both = [one.dense for one in all_points], [one.both for one in all_points]
+        # where the dictionary is never picked both curves are one, and the wider one shows on either side
+        _curve(axes, x, dense, _DENSE, "s", "best dense baseline", ms=6.0, lw=3.6, alpha=0.55)
+        _curve(axes, x, both, _BOTH, "o", "best with the dictionary")
         if regime == "scarcity":
             axes.set_xscale("log", base=2)
             axes.set_xticks(x, [f"{one:g}" for one in x])
@@ -81,10 +83,17 @@ def plot_regime(found: Quiver, path: str | Path, *, title: str = "", width: floa
 
 
 def _curve(
-    axes: Any, x: Sequence[float], points: Sequence[Estimate], color: str, marker: str, label: str
+    axes: Any,
+    x: Sequence[float],
+    points: Sequence[Estimate],
+    color: str,
+    marker: str,
+    label: str,
+    **style: float,
 ) -> None:
     axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=color, alpha=0.13, lw=0)
-    axes.plot(x, [p.mean for p in points], color=color, marker=marker, ms=3.2, lw=1.3, label=label)
+    drawn: dict[str, Any] = {"marker": marker, "ms": 3.2, "lw": 1.3, **style}
+    axes.plot(x, [p.mean for p in points], color=color, label=label, **drawn)
 
 
 def _chance(axes: Any, points: Sequence[Estimate]) -> None:
