@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from .fingerprint import samples
 from .model import Model, ranges
-from .observation import arguments
 from .pooling import Pool
 from .sites import Side, Site
-from .visits import visited
-
-_INNER = "inner"  # what the module that is stopped is called in the one that stops it
+from .stopping import INNER, Probed, Reading, called
 
 
 @runtime_checkable
@@ -99,14 +95,14 @@ class ProbedModel(Model):
         self.reads = _inside(site)
         self.probe = probe
         self.pool = pool
-        self.module = Probed(inner, site, _Reading(probe, pool))
+        self.module = Probed(inner, site, Reading(probe, pool))
         self.follower = inner.follower
         self._level = 0
         self._whole = False
         self.layout = replace(
             inner.layout,
-            blocks=f"{_INNER}.{inner.layout.blocks}",
-            embed=f"{_INNER}.{inner.layout.embed}",
+            blocks=f"{INNER}.{inner.layout.blocks}",
+            embed=f"{INNER}.{inner.layout.embed}",
             norm=None,
             head=None,
         )
@@ -119,7 +115,7 @@ class ProbedModel(Model):
 
     def __repr__(self) -> str:
         name, dtype = type(self.inner.module).__name__, str(self.dtype).removeprefix("torch.")
-        read = f"{self.probe.n_classes} classes by {_called(self.pool)} at {self.reads}"
+        read = f"{self.probe.n_classes} classes by {called(self.pool)} at {self.reads}"
         return f"ProbedModel({name}, {read}, {self.device}, {dtype})"
 
     @property
@@ -130,7 +126,7 @@ class ProbedModel(Model):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the inner model's, of the site, the pooling and the probe."""
-        said = (self.inner.fingerprint, self.reads.path, self.reads.side, _called(self.pool))
+        said = (self.inner.fingerprint, self.reads.path, self.reads.side, called(self.pool))
         digest = hashlib.sha256(repr((*said, sorted(self.module.opening.tolist()))).encode())
         tensors = self.probe.tensors()
         digest.update(repr([(name, tuple(x.shape), x.dtype) for name, x in tensors.items()]).encode())
@@ -155,7 +151,7 @@ class ProbedModel(Model):
 
     def at(self, path: str, side: Side = "out", name: str | None = None) -> Site:
         """A site anywhere before the probe; `path` is a module's in the inner model, or in this one."""
-        return self.site(self.inner.at(path.removeprefix(f"{_INNER}."), side, name))
+        return self.site(self.inner.at(path.removeprefix(f"{INNER}."), side, name))
 
     def unembed(self, resid: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch class"]:
         """What the probe says of each vector alone, as if it were all that it read of a text."""
@@ -208,87 +204,6 @@ class ProbedModel(Model):
         raise ValueError("A probed model tells classes and writes no text: ask the model in `.inner`.")
 
 
-class _Reading:
-    """Logits (batch pos class) of what a site holds."""
-
-    def __init__(self, probe: Classifier, pool: Pool):
-        self.probe, self.pool = probe, pool
-        held = next((x.dtype for x in probe.tensors().values() if x.is_floating_point()), torch.float32)
-        self.dtype = torch.promote_types(held, torch.float32)
-
-    def __call__(
-        self, x: Float[Tensor, "batch pos width"], counted: Bool[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos class"]:
-        pooled = self.pool(x.to(self.dtype), counted)
-        if pooled.shape != x.shape:
-            raise ValueError(
-                f"{_called(self.pool)} pooled {tuple(x.shape)} to {tuple(pooled.shape)}: a pooling gives, of "
-                "the same shape, what is read of the text up to each position."
-            )
-        logits = self.probe.logits(pooled)
-        if self.probe.n_classes == 2 and logits.ndim == x.ndim - 1:
-            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-class _Stopped(Exception):
-    """That a pass has come to the site where it ends."""
-
-
-class Probed(nn.Module):
-    """Runs a module up to a site, and gives the logits of what it holds."""
-
-    opening: Tensor
-
-    def __init__(self, model: Model, site: Site, reading: _Reading):
-        super().__init__()
-        self.add_module(_INNER, model.module)
-        if hasattr(model.module, "config"):
-            self.config = model.module.config
-        self.reading = reading
-        self._site, self._first, self._seen = site, model.blocks[0], model._seen
-        self._follower = model.follower
-        special = sorted(getattr(model.tokenizer, "all_special_ids", ()))
-        self.register_buffer("opening", torch.tensor(special, dtype=torch.long, device=model.device), False)
-
-    def forward(
-        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None
-    ) -> Float[Tensor, "batch pos class"]:
-        counted = ~torch.isin(input_ids, self.opening)
-        told: dict[str, Any] = {}
-        if attention_mask is not None:
-            counted &= attention_mask.bool()
-            told["attention_mask"] = attention_mask
-        if empty := (~counted.any(1)).nonzero()[:, 0].tolist():
-            raise ValueError(f"Of text {empty[0]} no token counts: there is nothing to classify.")
-        x = self._held(input_ids, told)
-        return self.reading(x, counted.to(x.device))
-
-    def _held(self, tokens: Tensor, told: dict[str, Any]) -> Float[Tensor, "batch pos width"]:
-        held: list[Tensor] = []
-
-        def take(_site: Site, x: Tensor) -> Tensor:
-            held.append(x)
-            if self._follower.parted:
-                return x
-            raise _Stopped
-
-        inner = self.get_submodule(_INNER)
-        # Hooked anew in each pass, so that visits that are open have been before.
-        ending = visited(inner, [self._site], take, first=self._first, seen=self._seen, muted=lambda: False)
-        with suppress(_Stopped), ending:
-            inner(tokens, **arguments(inner, **told))
-        if not held:
-            raise ValueError(f"The pass never came to {self._site}, which the probe reads.")
-        if any(len(x) != len(tokens) for x in held):
-            raise ValueError("As its state is changed, this model reads row by row: give one row at a time.")
-        return torch.cat(held, dim=1)
-
-
 def _inside(site: Site) -> Site:
     """The site as the module that holds the inner one has it."""
-    return replace(site, path=f"{_INNER}.{site.path}".rstrip("."))
-
-
-def _called(pool: Pool) -> str:
-    return getattr(pool, "__name__", None) or repr(pool)
+    return replace(site, path=f"{INNER}.{site.path}".rstrip("."))
