@@ -7,6 +7,7 @@ far from linear: at the usual initial scale a model this small is nearly the ide
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -117,6 +118,42 @@ def seeded(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -
     return built
 
 
-def tiny(name: str, dtype: torch.dtype = torch.float64) -> Model:
-    """A tiny random model of one family, the same in every run."""
+def fresh(name: str, dtype: torch.dtype = torch.float64) -> Model:
+    """A tiny random model of one family, the same in every run, and a test's own."""
     return Model.load(module(name, dtype))
+
+
+_models: dict[tuple[str, torch.dtype], tuple[Model, tuple[Any, ...]]] = {}
+_lent: set[tuple[str, torch.dtype]] = set()
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float64) -> Model:
+    """A tiny random model of one family, the same one in all tests; to change it, take a `fresh` one."""
+    key = name, dtype
+    if key not in _models:
+        model = fresh(name, dtype)
+        _models[key] = model, _state(model)
+    _lent.add(key)
+    return _models[key][0]
+
+
+def forget_changed() -> None:
+    """Lets go of the models that a test has changed after all: the next one gets them as they were built."""
+    for key in _lent:
+        if _state(_models[key][0]) != _models[key][1]:
+            del _models[key]
+    _lent.clear()
+
+
+def _state(model: Model) -> tuple[Any, ...]:
+    module: Any = model.module
+    parameters = list(module.parameters())
+    return (
+        torch.cat([x.detach().reshape(-1) for x in parameters]).view(torch.uint8).numpy().tobytes(),
+        [(x.requires_grad, x.grad is None) for x in parameters],
+        [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+         for m in module.modules()],
+        module.config.to_dict(),
+        model.tokenizer,
+        {name for name in vars(model) if not isinstance(getattr(Model, name, None), cached_property)},
+    )  # fmt: skip

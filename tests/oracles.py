@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from families import module, tiny
+from families import fresh, module, tiny
 from torch import Tensor, nn
 
 from circuits.effects import Effects, Metric
@@ -182,6 +182,6 @@ def dense_nodes(effects: Effects) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "PlainSAE", "PlainTranscoder", "autoencoders", "batch", "dense_nodes", "headless", "mixed", "slow_edges",
-    "tiny", "tolerance", "total_gradients", "transcoders", "writers",
+    "PlainSAE", "PlainTranscoder", "autoencoders", "batch", "dense_nodes", "fresh", "headless", "mixed",
+    "slow_edges", "tiny", "tolerance", "total_gradients", "transcoders", "writers",
 ]  # fmt: skip

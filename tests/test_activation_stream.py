@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB, WIDTH, tiny
+from families import VOCAB, WIDTH, module, tiny
 from torch import nn
 
 from interventions.dictionaries import texts as texts_module
@@ -302,7 +302,7 @@ def test_a_state_of_other_sites_is_refused():
 
 
 def test_a_stream_without_text_or_of_a_bare_site_is_refused():
-    model: Any = _model()
+    model: Any = Model.load(module("gpt2", torch.float32), tokenizer=Letters())
     with pytest.raises(ValueError, match="no tokens to read"):
         next(activations(model, ["embed"], []))
     with pytest.raises(ValueError, match="no tokens to read"):

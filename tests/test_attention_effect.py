@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, LAYERS, VOCAB, tiny
+from families import FAMILIES, LAYERS, VOCAB, fresh, tiny
 
 from interventions import Add, Model, applied
 from interventions.features.attention import attention_patterns, attention_to
@@ -72,7 +72,7 @@ def test_patterns_are_found_in_every_family_with_attention_and_change_nothing(fa
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom"])
 def test_patterns_are_those_that_transformers_gives(family):
-    model = tiny(family)
+    model = fresh(family)
     model.module.set_attn_implementation("eager")
     out = model.module(tokens(), output_attentions=True, use_cache=False)
     for i, pattern in attention_patterns(model, tokens()).items():

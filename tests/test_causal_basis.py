@@ -31,6 +31,7 @@ def narrow(width=3):
     return Model.load(module)
 
 
+@torch.no_grad()
 def energies(lens, site, held, directions, ablation=to_mean):
     log_p = lens.logits(site, held).log_softmax(-1)
     found = []

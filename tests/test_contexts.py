@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import VOCAB, tiny
+from families import VOCAB, fresh, tiny
 from torch import nn
 
 from interventions.acts import Identity
@@ -44,7 +44,7 @@ def coder(site="resid.1", features=48) -> SparseCoder:
 @pytest.mark.parametrize("family", ["gpt2", "mamba", "rwkv"])
 @pytest.mark.parametrize("batch_size", [4, 100])
 def test_contexts_are_the_highest_peaks_of_different_rows(family, batch_size):
-    model, d = tiny(family), coder()
+    model, d = fresh(family), coder()
     model.tokenizer = Letters()
     found = contexts(model, d, TOKENS, n=5, before=4, after=2, batch_size=batch_size)
     acts = d.encode(model.read(TOKENS, ["resid.1"])[model.site("resid.1")]).float()
@@ -68,7 +68,7 @@ def test_contexts_are_the_highest_peaks_of_different_rows(family, batch_size):
 
 
 def test_several_sites_are_read_in_one_pass():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     passes = []
     handle = model.module.register_forward_hook(lambda *_: passes.append(1))
     dictionaries = {"resid.0": coder("resid.0"), "mlp.1": Identity(), "resid.1": coder()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB, WIDTH, module, tiny
+from families import VOCAB, WIDTH, fresh, module, tiny
 from oracles import PlainSAE, PlainTranscoder, tolerance
 
 from interventions import Model, SparseCoder
@@ -192,7 +192,7 @@ def test_what_it_says_of_itself():
 
 
 def test_texts_are_opened_once():
-    model, words = tiny("gpt2"), Opening()
+    model, words = fresh("gpt2"), Opening()
     model.tokenizer = words
     plain = contrast(model, [("ab", "cd")], ["resid.1"])
     assert plain == contrast(model, [("^ab", "^cd")], ["resid.1"])

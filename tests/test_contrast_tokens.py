@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import tiny
+from families import fresh, tiny
 
 from interventions.steering import (
     After,
@@ -139,7 +139,7 @@ def test_what_differs_is_from_the_first_difference_on():
     ],
 )
 def test_a_choice_that_finds_nothing_names_the_pair(choice, error, why):
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.tokenizer = Words()
     pairs = [(" the letter", " the letter yes"), (" the letter" * 5, " yes no")]
     if isinstance(choice, Position):
@@ -158,7 +158,7 @@ def test_words_are_looked_for_only_where_there_is_a_tokenizer():
 
 
 def test_an_end_that_the_tokenizer_sets_is_not_read():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.tokenizer = Words()
     acts = pair_activations(model, [(" the yes", " the no")], ["resid.1"])
     alone = model.read(torch.tensor([ids(" the yes")]), ["resid.1"])[model.site("resid.1")][0, -1]

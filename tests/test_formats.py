@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from families import module, tiny
+from families import fresh, module, tiny
 
 from circuits import embedded
 from interventions import Model
@@ -105,7 +105,7 @@ def test_our_names_stand_above_module_paths_that_end_alike():
     class Doubling(torch.nn.Sequential):
         pass
 
-    model = tiny("gpt2", torch.float32)
+    model = fresh("gpt2", torch.float32)
     model.module.get_submodule("transformer.h.1").mlp.mlp = Doubling(torch.nn.Identity(), torch.nn.Identity())
     assert named("mlp.0", model) == Named("mlp.0")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from families import tiny
+from families import fresh, tiny
 from torch import Tensor, nn
 
 from interventions import Model, run
@@ -19,7 +19,7 @@ F, LAYER = 24, 1
 
 @pytest.fixture(scope="module")
 def gemma() -> Model:
-    model = tiny("gemma2", torch.float32)
+    model = fresh("gemma2", torch.float32)
     generator = torch.Generator().manual_seed(0)
     for module in model.module.modules():
         if type(module).__name__.endswith("RMSNorm"):  # gains that are none make no difference

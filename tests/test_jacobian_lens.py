@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import EVERY_FAMILY, tiny
+from families import EVERY_FAMILY, fresh, tiny
 from oracles import headless, tolerance
 from torch.autograd.functional import jacobian
 
@@ -104,7 +104,7 @@ def test_a_centred_lens_maps_mean_to_mean():
 
 
 def test_of_linear_blocks_the_matched_lens_gives_the_models_own_logits():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     for block in model.blocks:  # nothing is left but the stream, and so the Jacobian is the identity
         block.attn.c_proj.weight.zero_()
         block.mlp.c_proj.weight.zero_()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import EVERY_FAMILY, tiny
+from families import EVERY_FAMILY, fresh, tiny
 from oracles import tolerance
 from test_trajectory import Held, shaken
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -164,7 +164,7 @@ def test_it_prints_saves_and_comes_back(tmp_path):
 
 
 def test_wrong_inputs_are_named():
-    lens, other = LogitLens(tiny("gpt2")), LogitLens(tiny("gpt2"))
+    lens, other = LogitLens(tiny("gpt2")), LogitLens(fresh("gpt2"))
     with pytest.raises(ValueError, match="Give lenses of one model, at least one; here are none"):
         evaluate({}, ROWS)
     with pytest.raises(ValueError, match="of 2 models"):

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from families import EVERY_FAMILY, module, tiny
+from families import EVERY_FAMILY, fresh, module, tiny
 
 from interventions import Model
 from interventions.lenses import LogitLens, Translator, TunedLens, lens_sites
@@ -45,7 +45,7 @@ def test_a_lens_comes_back_as_it_was_in_silence(family, tmp_path):
         lens.save(tmp_path / lens.kind)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            again = type(lens).load(tmp_path / lens.kind, tiny(family))
+            again = type(lens).load(tmp_path / lens.kind, fresh(family))
         assert again.sites == lens.sites and again.how == lens.how
         for site in lens.sites:
             assert torch.equal(again.logits(site, x), lens.logits(site, x))
@@ -55,7 +55,7 @@ def test_a_site_that_was_placed_by_hand_is_found_again(tmp_path):
     model = tiny("gpt2")
     wide = model.at("transformer.h.0.mlp.c_fc")
     TunedLens.untrained(model, [wide, "mid.1"]).save(tmp_path)
-    assert load_lens(tmp_path, tiny("gpt2")).sites == (wide.name, "mid.1")
+    assert load_lens(tmp_path, fresh("gpt2")).sites == (wide.name, "mid.1")
 
 
 def test_the_dtype_is_kept_and_writing_again_leaves_nothing_behind(tmp_path):

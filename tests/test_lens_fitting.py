@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import EVERY_FAMILY, VOCAB, tiny
+from families import EVERY_FAMILY, VOCAB, fresh, tiny
 
 from interventions.lenses import (
     Adam,
@@ -115,7 +115,7 @@ def _same(a, b):
 
 
 def test_steps_are_those_of_the_published_recipe():
-    model, steps = tiny("llama"), 5
+    model, steps = fresh("llama"), 5
     batches = list(ROWS[:20].split(4))
     fitted = fit(
         TunedLens.untrained(model),
@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_lens(tmp_path):
 
 
 def test_padding_on_the_right_is_left_out_and_on_the_left_refused():
-    model = tiny("llama", torch.float64)
+    model = fresh("llama", torch.float64)
     lens = _lens(model)
     mask = torch.ones_like(TOKENS)
     mask[1, 4:] = mask[3, 2:] = 0

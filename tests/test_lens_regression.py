@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import EVERY_FAMILY, VOCAB, tiny
+from families import EVERY_FAMILY, VOCAB, fresh, tiny
 
 from interventions.lenses import TunedLens, fit, last_site, lens_sites
 from interventions.lenses.regression import Products, by_size, evenly, regressed
@@ -71,7 +71,7 @@ def test_a_lens_of_least_squares_is_a_better_start_than_the_logit_lens():
 
 
 def test_what_cannot_be_regressed_is_said():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     with pytest.raises(ValueError, match="no tokens to read"):
         regressed(model, ROWS[:0])
     with pytest.raises(ValueError, match="`ignore` leaves none"):

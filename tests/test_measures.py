@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import VOCAB, tiny
+from families import VOCAB, fresh, tiny
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from interventions.acts import Identity
@@ -163,7 +163,7 @@ def test_a_cross_layer_transcoder_is_measured_by_what_all_its_layers_write():
 
 
 def test_nothing_is_run_more_often_than_it_says():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     dictionaries = {site: coder(site) for site in ("resid.0", "resid.1")}
     passes = []
     handle = model.module.register_forward_hook(lambda *_: passes.append(1))
@@ -189,7 +189,7 @@ def test_texts_become_rows_without_padding():
         def encode(self, text, add_special_tokens=True):
             return [ord(c) - 90 for c in text]
 
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     with pytest.raises(ValueError, match="no tokenizer"):
         quality(model, coder(), ["abc"])
     model.tokenizer = Letters()
@@ -215,7 +215,7 @@ def test_what_opens_a_row_counts_no_more_than_in_training(tmp_path):
         def encode(self, text, add_special_tokens=True):
             return [2] * add_special_tokens + [ord(c) - 90 for c in text]
 
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.tokenizer = Letters()
     (tmp_path / "text.txt").write_text("abcdefgh")
     tokens, ignored = token_rows(model, tmp_path / "text.txt", length=5)

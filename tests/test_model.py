@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from families import FAMILIES, LAYERS, VOCAB, WIDTH, module, tiny
+from families import FAMILIES, LAYERS, VOCAB, WIDTH, fresh, module, tiny
 from torch import Tensor, nn
 
 from interventions.model import Model
@@ -22,11 +21,6 @@ RECURRENT = {"mamba": "mixer", "mamba2": "mixer", "falcon_mamba": "mixer", "zamb
              "rwkv": "mixer mlp", "falcon_h1": "mixer attn mlp"}  # fmt: skip
 HYBRID = {"recurrent_gemma": ["mixer", "mixer", "attn"], "jamba": ["mixer", "attn", "mixer"],
           "qwen3_next": ["mixer", "mixer", "attn"]}  # fmt: skip
-
-
-@functools.cache
-def model(name: str) -> Model:
-    return tiny(name)
 
 
 def writers(name: str, block: int) -> list[str]:
@@ -45,7 +39,7 @@ def hooks(m: Model) -> int:
 
 @families
 def test_sites_have_the_same_names_in_every_family(name):
-    m, expected = model(name), ["embed"]
+    m, expected = tiny(name), ["embed"]
     for i in range(len(m.blocks)):
         expected += [n for part in writers(name, i) for n in (f"{part}_in.{i}", f"{part}.{i}")] + [
             f"resid.{i}"
@@ -58,7 +52,7 @@ def test_sites_have_the_same_names_in_every_family(name):
 
 @families
 def test_sites_are_ordered_as_the_pass_reaches_them(name):
-    m, reached = model(name), []
+    m, reached = tiny(name), []
     with m.visiting(m.sites, lambda site, x: (reached.append(site.name), x)[1]):
         m.logits(TOKENS)
     assert reached == list(m.sites)
@@ -66,7 +60,7 @@ def test_sites_are_ordered_as_the_pass_reaches_them(name):
 
 @families
 def test_blocks_add_what_their_parts_write(name):
-    m = model(name)
+    m = tiny(name)
     kept = read(m)
     for i in range(len(m.blocks)):
         first = m.layout.blocks + (".0.pre_ln" if name == "rwkv" else ".0")  # a norm of the embedding
@@ -78,7 +72,7 @@ def test_blocks_add_what_their_parts_write(name):
 
 @families
 def test_identity_visits_change_nothing(name):
-    m = model(name)
+    m = tiny(name)
     with m.visiting(m.sites, lambda _, x: x.clone()):
         visited = m.logits(TOKENS)
     assert torch.equal(visited, m.logits(TOKENS))
@@ -86,7 +80,7 @@ def test_identity_visits_change_nothing(name):
 
 @families
 def test_visits_see_every_tensor_and_its_gradient(name):
-    m, kept = model(name), {}
+    m, kept = tiny(name), {}
 
     def keep(site: Site, x: Tensor) -> Tensor:
         kept[site] = x.detach().requires_grad_() if site.name == "embed" else x
@@ -103,7 +97,7 @@ def test_visits_see_every_tensor_and_its_gradient(name):
 
 @families
 def test_what_a_visit_returns_is_what_flows_on(name):
-    m = model(name)
+    m = tiny(name)
     plain = read(m)
     for site in m.sites.values():
         with m.visiting([site], lambda _, x: x.flip(0)):
@@ -118,7 +112,7 @@ def test_what_a_visit_returns_is_what_flows_on(name):
 
 @families
 def test_no_hook_outlives_an_exception(name):
-    m, before = model(name), hooks(model(name))
+    m, before = tiny(name), hooks(tiny(name))
 
     def fail(_site: Site, _x: Tensor) -> Tensor:
         raise KeyboardInterrupt
@@ -133,7 +127,7 @@ def test_no_hook_outlives_an_exception(name):
 
 @families
 def test_unembedding_the_last_residual_gives_the_logits(name):
-    m = model(name)
+    m = tiny(name)
     last = read(m)[f"resid.{len(m.blocks) - 1}"].requires_grad_()
     logits = m.logits(TOKENS)
     torch.testing.assert_close(m.unembed(last), logits, atol=1e-6, rtol=0)
@@ -151,7 +145,7 @@ def test_logits_of_the_last_positions_are_those_of_the_whole_pass(name):
 
 @families
 def test_resumed_passes_equal_whole_ones(name):
-    m = model(name)
+    m = tiny(name)
     assert m.resumes
     record, tokens = m.record(TOKENS), TOKENS.repeat(3, 1)
     whole, resid = m.logits(tokens), read(m)
@@ -167,7 +161,7 @@ def test_resumed_passes_equal_whole_ones(name):
 
 @families
 def test_padding_on_the_right_changes_nothing(name):
-    m = model(name)
+    m = tiny(name)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     if not m.pads:
         with pytest.raises(ValueError, match="equal length"):
@@ -182,7 +176,7 @@ def test_padding_on_the_right_changes_nothing(name):
 
 @families
 def test_nnsight_reads_what_our_engine_reads(name):
-    m = model(name)
+    m = fresh(name)
     places = [(site.name, site.path, site.side) for site in m.sites.values()]
     traced, ours = _traced(m.nnsight, TOKENS, places), read(m)
     for site, x in ours.items():
@@ -191,7 +185,7 @@ def test_nnsight_reads_what_our_engine_reads(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mamba"])
 def test_nnsight_reads_the_same_when_the_request_is_sent_off(name):
-    m = tiny(name)
+    m = fresh(name)
     m.tokenizer = _tokenizer()
     places = [(site.name, site.path, site.side) for site in m.sites.values()]
     traced, ours = _traced(m.nnsight, TOKENS, places, remote="local"), read(m)
@@ -222,7 +216,7 @@ def test_tensors_that_are_written_to_later_are_read_as_they_were():
 
 
 def test_nested_visits_go_in_the_order_in_which_they_were_opened():
-    m, order = model("llama"), []
+    m, order = tiny("llama"), []
     first = m.visiting(["mlp.0"], lambda _, x: (order.append("first"), x + 1)[1])
     second = m.visiting(["mlp.0"], lambda _, x: (order.append("second"), x * 2)[1])
     with first, second:
@@ -232,7 +226,7 @@ def test_nested_visits_go_in_the_order_in_which_they_were_opened():
 
 
 def test_visits_reach_every_step_of_a_generation():
-    m, shapes = model("gpt2"), []
+    m, shapes = tiny("gpt2"), []
     before = m.generate(TOKENS, max_new_tokens=3, do_sample=False)
     with m.visiting(["resid.1"], lambda _, x: (shapes.append(tuple(x.shape)), -x)[1]):
         after = m.generate(TOKENS, max_new_tokens=3, do_sample=False)
@@ -254,12 +248,12 @@ def test_the_librarys_own_passes_are_left_alone():
 
 
 def test_sites_may_be_anywhere():
-    m = model("gpt2")
+    m = tiny("gpt2")
     site = m.at("transformer.h.1.attn.c_proj", "in", name="z.1")
     assert (site.name, site.side, site.width) == ("z.1", "in", WIDTH)
     assert m.site("attn_in.1") < site < m.site("attn.1")
-    flat = model("mixtral").at("model.layers.0.mlp.experts")  # is handed (batch*pos width)
-    assert model("mixtral").read(TOKENS, [flat])[flat].shape == (2, 4, WIDTH)
+    flat = tiny("mixtral").at("model.layers.0.mlp.experts")  # is handed (batch*pos width)
+    assert tiny("mixtral").read(TOKENS, [flat])[flat].shape == (2, 4, WIDTH)
     with pytest.raises(LookupError, match=r"No module 'nowhere'; for instance transformer.h.0"):
         m.at("nowhere")
     with pytest.raises(ValueError, match=r"No site at the out side of 'transformer.h'"):
@@ -268,7 +262,7 @@ def test_sites_may_be_anywhere():
 
 def test_a_wrong_name_is_told_the_right_ones():
     with pytest.raises(LookupError) as error:
-        model("gpt2").site("mlp.12")
+        tiny("gpt2").site("mlp.12")
     assert str(error.value) == (
         "No site 'mlp.12'; this model has embed, attn_in.0 to attn_in.2, attn.0 to attn.2, "
         "mlp_in.0 to mlp_in.2, mlp.0 to mlp.2, resid.0 to resid.2, heads.0 to heads.2, mid.0 to mid.2."
@@ -276,7 +270,7 @@ def test_a_wrong_name_is_told_the_right_ones():
 
 
 def test_models_are_frozen_and_say_what_they_are():
-    m = model("llama")
+    m = tiny("llama")
     assert not m.module.training and not any(p.requires_grad for p in m.module.parameters())
     assert repr(m) == "Model(LlamaForCausalLM, 3 layers, width 32, cpu, float64)"
     with pytest.raises(TypeError):
@@ -284,16 +278,16 @@ def test_models_are_frozen_and_say_what_they_are():
 
 
 def test_fingerprints_tell_models_apart(tmp_path):
-    m = model("gpt2")
-    assert m.fingerprint == tiny("gpt2").fingerprint
+    m = tiny("gpt2")
+    assert m.fingerprint == fresh("gpt2").fingerprint
     assert m.fingerprint != tiny("gpt2", torch.float32).fingerprint
     other = module("gpt2")
     with torch.no_grad():
         other.transformer.ln_f.weight[3] += 1e-3  # type: ignore[union-attr, operator]
     assert Model.load(other).fingerprint != m.fingerprint
-    capped = tiny("gemma2")
+    capped = fresh("gemma2")
     capped.module.config.final_logit_softcapping = 7.0  # type: ignore[union-attr]
-    assert capped.fingerprint != model("gemma2").fingerprint
+    assert capped.fingerprint != tiny("gemma2").fingerprint
 
 
 @pytest.mark.parametrize("name", ["gpt2", "rwkv"])
@@ -304,8 +298,8 @@ def test_models_load_from_folders_with_their_tokenizers(name, tmp_path):
     m = Model.load(str(tmp_path))
     assert m.tokenizer("w5 w6")["input_ids"] == [5, 6]
     assert m.dtype == torch.float64
-    assert torch.equal(m.logits(TOKENS), model(name).logits(TOKENS))
-    assert m.fingerprint == model(name).fingerprint
+    assert torch.equal(m.logits(TOKENS), tiny(name).logits(TOKENS))
+    assert m.fingerprint == tiny(name).fingerprint
     assert Model.load(tmp_path, dtype=torch.float32, device="cpu").dtype == torch.float32
 
 

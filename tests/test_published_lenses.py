@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import EVERY_FAMILY, tiny
+from families import EVERY_FAMILY, fresh, tiny
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -70,7 +70,7 @@ def test_the_package_reads_what_is_written(golden, tmp_path):
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_family_reads_back_what_is_written_for_its_hidden_states(family, tmp_path):
-    model = tiny(family)
+    model = fresh(family)
     sites = [site.name for site in hidden_state_sites(model)]
     recurrent = {"mamba", "mamba2", "falcon_mamba", "rwkv"}
     first = [] if family in recurrent else [sites[0]]
@@ -189,7 +189,7 @@ def test_without_the_hub_the_error_says_what_to_do(golden, monkeypatch):
 
 
 def test_a_lens_at_other_sites_has_no_place_in_the_format():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     with pytest.raises(ValueError, match=r"none for transformer\.h\.0\.in"):
         write_published(TunedLens.untrained(model), "nowhere")
     sites = [site.name for site in hidden_state_sites(model)]

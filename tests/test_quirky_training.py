@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from families import seeded, tiny
+from families import fresh, seeded, tiny
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -113,7 +113,7 @@ def test_a_step_is_that_of_adam_on_the_answer_alone():
     model = tiny("llama", torch.float64)
     how = FineTuning(steps=1, batch_size=8, lr=1e-3, warmup=0.0, every=1, clip=1e9)
     found = fine_tune(model, TRAIN, held_out=TEST, how=how, progress=False)
-    module = tiny("llama", torch.float64).module.requires_grad_(True)
+    module = fresh("llama", torch.float64).module.requires_grad_(True)
     chosen = [TRAIN[i] for i in how.batch(0, len(TRAIN))]
     logits = module(torch.tensor([q.prompt for q in chosen])).logits[:, -1]
     cross_entropy(logits.float(), torch.tensor([q.choices[q.label] for q in chosen])).backward()
@@ -260,7 +260,7 @@ def test_a_model_that_does_not_pad_is_trained_on_rows_of_one_length_at_a_time(mo
     assert model.pads
     one = fine_tune(model, every, held_out=TEST, how=how, progress=False)
     monkeypatch.setattr(Model, "pads", False)
-    other = fine_tune(tiny("llama", torch.float64), every, held_out=TEST, how=how, progress=False)
+    other = fine_tune(fresh("llama", torch.float64), every, held_out=TEST, how=how, progress=False)
     assert torch.allclose(weights(one.model), weights(other.model), atol=1e-6)
 
 

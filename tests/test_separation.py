@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import VOCAB
-from oracles import autoencoders, mixed, tiny
+from oracles import autoencoders, fresh, mixed, tiny
 from scipy import stats
 from torch import Tensor
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_compared_is_said() -> None:
 
 
 def test_features_that_are_no_numbers_are_not_counted_as_silent() -> None:
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.module.transformer.h[0].mlp.c_proj.bias.data[0] = torch.nan
     with pytest.raises(ValueError, match=r"Features at resid\.0 are not finite"):
         separation(

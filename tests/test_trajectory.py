@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import EVERY_FAMILY, tiny
+from families import EVERY_FAMILY, fresh, tiny
 from oracles import tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -230,7 +230,7 @@ def test_a_target_is_told_as_it_reads_also_where_a_tokenizer_puts_a_space_before
     def encode(text, add_special_tokens):
         return {"he": [1], " he": [0, 1], " s": [0, 2], "s": [0, 2], "he s": [1, 0, 2]}[text]
 
-    model = tiny("llama")
+    model = fresh("llama")
     model.tokenizer = SimpleNamespace(
         encode=encode, decode=lambda ids: "".join(words[i] for i in ids).removeprefix(" ")
     )
