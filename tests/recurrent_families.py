@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import families
+import pytest
 import torch
 from families import VOCAB, WIDTH, _build, _heads, _ids, _mamba2_mixer, _size
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ SHARED = (
     "qwen3_next",
 )  # fmt: skip
 RECURRENT = (*SHARED, *_further)
+# Enough different ones for the usual run of what takes long on each, as in `families`.
+_SPREAD = {"mamba", "mamba2", "rwkv", "recurrent_gemma", "falcon_h1", "qwen3_next", "xlstm", "lstm", "gru"}
+EVERY_RECURRENT = [
+    pytest.param(name, marks=() if name in _SPREAD else pytest.mark.slow, id=name) for name in RECURRENT
+]
 _models: dict[str, Model] = {}
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from families import FAMILIES
+from families import EVERY_FAMILY
 from oracles import (
     autoencoders,
     batch,
@@ -35,7 +35,7 @@ metric = LogitDifference()
 ROUTED = ("mixtral", "jamba", "qwen3_next")  # the choice of an expert jumps, and no gradient sees a jump
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_effects_are_change_times_gradient_of_a_spliced_run(family):
     model = tiny(family)
     for dictionaries in (autoencoders(model), transcoders(model)):
@@ -47,7 +47,7 @@ def test_effects_are_change_times_gradient_of_a_spliced_run(family):
             torch.testing.assert_close(found[site], gradients[site].nodes(deltas[site]), **tolerance(family))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ROUTED])
+@pytest.mark.parametrize("family", [family for family in EVERY_FAMILY if family.id not in ROUTED])
 def test_integrated_gradients_add_up_to_the_change_when_a_site_is_patched(family):
     model, prompts = tiny(family), batch()
     dictionaries = autoencoders(model)

@@ -6,8 +6,8 @@ from weakref import WeakSet
 import networkx
 import pytest
 import torch
-from families import FAMILIES
-from oracles import autoencoders, slow_edges, task, tiny, total_gradients, writers
+from families import EVERY_FAMILY
+from oracles import autoencoders, fresh, slow_edges, task, tiny, total_gradients, writers
 from torch import nn
 
 import circuits.discovery
@@ -51,7 +51,7 @@ def test_the_whole_circuit_holds_every_effect_and_edge_averaged_over_batches():
         torch.testing.assert_close(weight, slow[u.site, d.site][d.feature, u.feature])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_family_gives_an_acyclic_circuit_with_the_same_call(family):
     model = tiny(family)
     circuit = find(model, task(4), autoencoders(model), node=30, edge=200, progress=False)
@@ -190,7 +190,7 @@ def test_a_dictionary_of_another_width_is_refused_with_the_widths():
 
 @pytest.mark.parametrize("method", [attribution_patching, integrated_gradients])
 def test_weights_that_are_not_finite_are_traced_to_the_first_site(method):
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.module.transformer.h[1].mlp.c_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"activation at mlp\.1 is not finite"):
         find(model, task(4), autoencoders(model), method=method, progress=False)

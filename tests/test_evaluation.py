@@ -3,8 +3,8 @@ from functools import partial
 
 import pytest
 import torch
-from families import FAMILIES
-from oracles import autoencoders, task, tiny, transcoders
+from families import EVERY_FAMILY
+from oracles import autoencoders, fresh, task, tiny, transcoders
 
 from circuits import (
     Curve,
@@ -30,7 +30,7 @@ def whole(evaluation):
     return {s.name: torch.ones(p.n_features + 1).bool() for s, p in evaluation.bound.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("kind", [autoencoders, transcoders])
 def test_the_whole_model_is_faithful_and_nothing_is_not(family, kind):
     model = tiny(family)
@@ -199,7 +199,7 @@ def test_sites_anywhere_can_be_evaluated():
 
 
 def test_means_in_half_precision_do_not_overflow():
-    model = tiny("gpt2", torch.float16)
+    model = fresh("gpt2", torch.float16)
     with torch.no_grad():
         model.module.transformer.wte.weight[:, 0] = 3000.0
     found = means(model, task(64).batches(None, 32), {"embed": Identity()})["embed"].features

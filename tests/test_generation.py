@@ -3,8 +3,8 @@ import warnings
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB
-from oracles import tiny
+from families import EVERY_FAMILY, VOCAB
+from oracles import fresh, tiny
 from torch import nn
 
 from interventions import Add, Model, Where, applied
@@ -19,7 +19,7 @@ def by_hand(model, prompt, n=5):
     return prompt
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_what_is_generated_follows_the_logits(family):
     model = tiny(family)
     for rows in (BATCH[:1], BATCH):
@@ -27,7 +27,7 @@ def test_what_is_generated_follows_the_logits(family):
         assert torch.equal(model.generate(rows, **GREEDY), written)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(family, side):
     model, lengths = tiny(family), [5, 3, 2]
@@ -125,7 +125,7 @@ TEXTS = ["5 9 11", "30 31 9 33 34", "8"]
 
 @pytest.mark.parametrize("family", ["gpt2", "rwkv", "recurrent_gemma"])
 def test_texts_are_completed_as_each_is_alone(family):
-    model = tiny(family)
+    model = fresh(family)
     model.tokenizer = Words()
     together = model.complete(TEXTS, **GREEDY, batch_size=2, progress=False)
     assert together == [model.complete(text, **GREEDY) for text in TEXTS]
@@ -136,7 +136,7 @@ def test_texts_are_completed_as_each_is_alone(family):
 @pytest.mark.parametrize("family", ["gpt2", "rwkv", "recurrent_gemma"])
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_rows_of_an_intervention_are_the_texts_in_their_order(family, batch_size):
-    model = tiny(family)
+    model = fresh(family)
     model.tokenizer = Words()
     edit = Add({"resid.1": 3 * torch.randn(32, generator=torch.Generator().manual_seed(1)).double()})
     with applied(model, edit.at(Where(rows=[2]))):
@@ -148,7 +148,7 @@ def test_rows_of_an_intervention_are_the_texts_in_their_order(family, batch_size
 
 
 @pytest.mark.parametrize(
-    "model", [lambda: tiny("gpt2"), lambda: tiny("rwkv"), own], ids=["gpt2", "rwkv", "own"]
+    "model", [lambda: fresh("gpt2"), lambda: fresh("rwkv"), own], ids=["gpt2", "rwkv", "own"]
 )
 def test_a_stream_adds_up_to_the_whole(model):
     model = model()
@@ -161,7 +161,7 @@ def test_a_stream_adds_up_to_the_whole(model):
 
 
 def test_a_stream_that_is_left_ends_its_thread_and_one_that_fails_says_why():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.tokenizer = Words()
     before = threading.active_count()
     for _ in model.stream("5 9", max_new_tokens=50, do_sample=False):
@@ -173,7 +173,7 @@ def test_a_stream_that_is_left_ends_its_thread_and_one_that_fails_says_why():
 
 
 def test_bad_prompts_say_what_is_wrong():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     with pytest.raises(ValueError, match="no tokenizer: pass tokens to `generate`"):
         model.complete("x")
     with pytest.raises(ValueError, match=r"at least one to go on from; got \(1, 0\)"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import EVERY_FAMILY, FAMILIES, tiny
 from oracles import PlainSAE, batch, tolerance
 from test_wiring import everything, metric
 
@@ -31,7 +31,7 @@ def test_every_attention_has_heads_and_they_are_not_listed(family):
         assert site.name not in model.sites
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_dictionaries_at_heads_change_nothing_and_are_conserved(family):
     model, heads = _attending(family)
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import EVERY_FAMILY, tiny
 from scipy.spatial.distance import mahalanobis
 from torch import nn
 
@@ -192,7 +192,7 @@ def test_contexts_are_cut_by_persona_and_difficulty(read):
             every.of(name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_what_is_read_is_what_the_model_holds_before_it_answers(family):
     model = tiny(family)
     asked = [Asked((3, 7, 9), "Alice", True, False, 0.0), Asked((8, 4, 11), "Bob", True, False, 1.0)]

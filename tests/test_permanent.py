@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, WIDTH, module, tiny
+from families import EVERY_FAMILY, WIDTH, module, tiny
 from safetensors.torch import load_file
 
 from interventions.model import Model
@@ -57,7 +57,7 @@ def saves(model):
 # Biases
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_an_added_vector_becomes_a_bias_where_the_architecture_has_a_place_for_it(family):
     model = tiny(family)
     found: dict[bool, list[str]] = {True: [], False: []}

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from families import FAMILIES
-from oracles import VOCAB, autoencoders, batch, tiny, tolerance, transcoders, writers
+from families import EVERY_FAMILY, FAMILIES
+from oracles import VOCAB, autoencoders, batch, fresh, tiny, tolerance, transcoders, writers
 
 from interventions.acts import Acts, Identity
 from interventions.edits import Ablate, Clamp, Patch
@@ -27,7 +27,7 @@ def test_neurons_spliced_change_not_a_bit():
     assert torch.equal(spliced, model.logits(TOKENS))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_generation_under_an_intervention_equals_passes_without_a_cache(family):
     model = tiny(family)
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3)).double() * 2
@@ -64,7 +64,7 @@ def test_interventions_compose_in_order():
     model = tiny("gpt2")
     one = torch.ones(32).double()
     with applied(model, Add({"resid.1": one}) | Add({"resid.1": one}, scale=-1)):
-        torch.testing.assert_close(model.logits(TOKENS), tiny("gpt2").logits(TOKENS))
+        torch.testing.assert_close(model.logits(TOKENS), fresh("gpt2").logits(TOKENS))
     acts = Acts(torch.ones(1, 1, 2), torch.zeros(1, 1, 2))
     assert (Clamp({"a": {0: 5.0}}) | Ablate({"a": [0]}))("a", acts).features[0, 0, 0] == 0
     assert (Ablate({"a": [0]}) | Clamp({"a": {0: 5.0}}))("a", acts).features[0, 0, 0] == 5

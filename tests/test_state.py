@@ -9,7 +9,7 @@ from collections import OrderedDict
 import families
 import pytest
 import torch
-from recurrent_families import RECURRENT, Recurrent, float64_throughout, fresh, tiny, tokens
+from recurrent_families import EVERY_RECURRENT, RECURRENT, Recurrent, float64_throughout, fresh, tiny, tokens
 from torch import nn
 
 from interventions import Layout, Model
@@ -26,7 +26,7 @@ def _same(x, y, family):
     torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=EXACT.get(family, 1e-6))
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("family", EVERY_RECURRENT)
 def test_every_resume_is_the_unbroken_pass(family):
     model = tiny(family)
     with float64_throughout(), torch.no_grad():

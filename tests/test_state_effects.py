@@ -75,7 +75,11 @@ def test_the_effect_of_one_entry_is_its_own_slope(family):
                 torch.testing.assert_close(entries[:, entry], slope.to(entries), rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["mamba", "rwkv", "recurrent_gemma", "lstm"]
+    + [pytest.param(family, marks=pytest.mark.slow) for family in ("mamba2", "falcon_h1", "xlstm")],
+)
 def test_integrated_effects_add_up_to_patching_the_whole_state(family):
     model = tiny(family)
     with float64_throughout():

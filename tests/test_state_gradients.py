@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
+from recurrent_families import EVERY_RECURRENT, RECURRENT, float64_throughout, tiny, tokens
 
 from interventions import applied
 from interventions.observation import arguments
@@ -23,7 +23,7 @@ def _metric(logits):
     return (_weights(logits.shape) * logits.double()).sum()
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("family", EVERY_RECURRENT)
 def test_gradients_in_the_state_are_finite_differences(family):
     model, rough = tiny(family), ROUGH.get(family)
     with float64_throughout():

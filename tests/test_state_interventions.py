@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recurrent_families import RECURRENT, float64_throughout, tiny, tokens
+from recurrent_families import EVERY_RECURRENT, RECURRENT, float64_throughout, tiny, tokens
 
 from interventions import Add, Where, applied, run
 from interventions.dictionaries import SparseCoder
@@ -61,7 +61,7 @@ def test_a_change_before_the_last_token_is_a_resume_from_the_changed_state(famil
     torch.testing.assert_close(model.logits(PROMPTS), plain.to(model.logits(PROMPTS)), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("family", EVERY_RECURRENT)
 @pytest.mark.parametrize("where", [None, EVERYWHERE], ids=["before-last", "everywhere"])
 def test_cached_uncached_and_teacher_forced_are_one(family, where):
     model = tiny(family)

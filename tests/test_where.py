@@ -2,8 +2,8 @@ import functools
 
 import pytest
 import torch
-from families import FAMILIES
-from oracles import tiny, tolerance
+from families import EVERY_FAMILY
+from oracles import fresh, tiny, tolerance
 
 from interventions import (
     Ablate,
@@ -52,7 +52,7 @@ def generated(model, prompt, **options):
     return model.generate(prompt, return_dict_in_generate=True, output_logits=True, **asked, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("place", PLACES)
 def test_generation_with_a_cache_without_one_and_a_single_pass_agree(family, place):
     model = tiny(family)
@@ -69,7 +69,7 @@ def test_generation_with_a_cache_without_one_and_a_single_pass_agree(family, pla
     torch.testing.assert_close(cached, again.double(), **close)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_rows_of_a_padded_batch_are_written_as_they_are_alone(family):
     model = tiny(family)
     mask = torch.ones_like(BATCH)
@@ -247,7 +247,7 @@ def test_a_condition_may_hang_on_what_comes_after_another_part():
 
 
 def test_explaining_shows_what_is_touched():
-    model = tiny("llama")
+    model = fresh("llama")
     model.tokenizer = Letters()
     edit = add().at(Where(prompt=end_of("bc"), generation=[0, 2])) | add("resid.0").at(
         Where(prompt=0, generation=None)
@@ -304,7 +304,7 @@ def test_characters_of_several_tokens_are_found_whole(tokens, expected):
 
 
 def test_a_character_of_several_tokens_is_shown_once():
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     model.tokenizer = Bytes()
     model.logits = lambda ids: type(model).logits(model, ids % 64)
     shown = add().explain(model, "aéx")
