@@ -29,8 +29,8 @@ def direction(seed: int, *, stable: bool = True, folds: bool = True) -> Directio
     return Direction({site: torch.randn(8, generator=generator) for site in SITES}, None, how)
 
 
-def every(folder, kind):
-    """Each picture once, by name."""
+def every(folder, kind, *names):
+    """Each picture once, by name, or some of them."""
     a, b = direction(0), direction(1, stable=False)
     draws = {
         "similarity": lambda p: plot_similarity(a, p, title="one $of them"),
@@ -40,15 +40,24 @@ def every(folder, kind):
         "alone": lambda p: plot_separation(b.only("resid.1", "resid.0"), p),
     }
     torch.manual_seed(0)
-    return {name: draw(folder / f"{name}{kind}") for name, draw in draws.items()}
+    return {
+        name: draw(folder / f"{name}{kind}") for name, draw in draws.items() if not names or name in names
+    }
 
 
-@pytest.mark.parametrize("kind", [".svg", ".png", ".pdf"])
-def test_every_picture_is_drawn_and_the_same_each_time(tmp_path, kind):
+SOME = ("similarity", "separation")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [(".svg", ()), (".png", SOME), (".pdf", SOME)]
+    + [pytest.param(kind, (), marks=pytest.mark.slow) for kind in (".png", ".pdf")],
+)
+def test_every_picture_is_drawn_and_the_same_each_time(tmp_path, kind, names):
     style = dict(matplotlib.rcParams)
-    first = {name: path.read_bytes() for name, path in every(tmp_path, kind).items()}
+    first = {name: path.read_bytes() for name, path in every(tmp_path, kind, *names).items()}
     assert all(len(found) > 2000 for found in first.values())
-    assert {name: path.read_bytes() for name, path in every(tmp_path, kind).items()} == first
+    assert {name: path.read_bytes() for name, path in every(tmp_path, kind, *names).items()} == first
     assert dict(matplotlib.rcParams) == style
 
 

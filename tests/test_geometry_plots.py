@@ -20,8 +20,8 @@ def random_density(n=64, seed=0):
     return density.where(torch.arange(n) > 3, 0)
 
 
-def every(folder, kind):
-    """Each picture once, by name."""
+def every(folder, kind, *names):
+    """Each picture once, by name, or some of them."""
     one, other = SparseCoder.random(16, 64), SparseCoder.random(16, 64, seed=1)
     narrow = SparseCoder.random(16, 64, 8)
     q, g = quality(random_density()), geometry(one)
@@ -39,7 +39,9 @@ def every(folder, kind):
         "overlap": lambda p: plots.plot_overlap({"seeds": overlap(one, other)}, p),
         "stitching": lambda p: plots.plot_stitching(stitching(), p),
     }
-    return {name: draw(folder / f"{name}{kind}") for name, draw in draws.items()}
+    return {
+        name: draw(folder / f"{name}{kind}") for name, draw in draws.items() if not names or name in names
+    }
 
 
 def stitching(n=64):
@@ -51,17 +53,30 @@ def stitching(n=64):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [".svg", ".png", ".pdf"])
-def test_every_picture_is_drawn_and_the_same_each_time(tmp_path, kind):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return {name: path.read_bytes() for name, path in every(tmp_path_factory.mktemp("drawn"), ".svg").items()}
+
+
+def test_every_picture_is_drawn_and_the_same_each_time(tmp_path, drawn):
     style = dict(matplotlib.rcParams)
-    first = {name: path.read_bytes() for name, path in every(tmp_path, kind).items()}
-    assert all(len(found) > 2000 for found in first.values())
-    assert {name: path.read_bytes() for name, path in every(tmp_path, kind).items()} == first
+    assert all(len(found) > 2000 for found in drawn.values())
+    assert {name: path.read_bytes() for name, path in every(tmp_path, ".svg").items()} == drawn
     assert dict(matplotlib.rcParams) == style
 
 
-def test_what_is_written_in_the_pictures(tmp_path):
-    found = {name: path.read_text() for name, path in every(tmp_path, ".svg").items()}
+@pytest.mark.parametrize("kind", [".png", ".pdf"])
+@pytest.mark.parametrize("names", [("densities", "principal"), pytest.param((), marks=pytest.mark.slow)])
+def test_pictures_in_other_formats_are_the_same_each_time(tmp_path, names, kind):
+    style = dict(matplotlib.rcParams)
+    first = {name: path.read_bytes() for name, path in every(tmp_path, kind, *names).items()}
+    assert all(len(found) > 2000 for found in first.values())
+    assert {name: path.read_bytes() for name, path in every(tmp_path, kind, *names).items()} == first
+    assert dict(matplotlib.rcParams) == style
+
+
+def test_what_is_written_in_the_pictures(drawn):
+    found = {name: content.decode() for name, content in drawn.items()}
     assert "a $x_1$, 6.2% dead" in found["densities"] and "two $of them" in found["cosines"]
     assert "own encoder, decoder" in found["cosines"]
     assert re.search(r"seeds, \d+% shared", found["overlap"])

@@ -67,10 +67,16 @@ def every(folder, kind, *names):
     }
 
 
-@pytest.mark.parametrize("kind", [".svg", ".png", ".pdf"])
-def test_every_picture_is_drawn_and_the_same_each_time(tmp_path, kind):
+THREE = ("dose", "sweep", "map of few")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [(".svg", THREE), (".png", ("dose",)), (".pdf", ("dose",))]
+    + [pytest.param(kind, THREE, marks=pytest.mark.slow) for kind in (".png", ".pdf")],
+)
+def test_every_picture_is_drawn_and_the_same_each_time(tmp_path, kind, names):
     style = dict(matplotlib.rcParams)
-    names = ("dose", "sweep", "map of few")
     first = {name: path.read_bytes() for name, path in every(tmp_path, kind, *names).items()}
     assert all(len(found) > 2000 for found in first.values())
     assert {name: path.read_bytes() for name, path in every(tmp_path, kind, *names).items()} == first
