@@ -45,7 +45,10 @@ def _learner(recipe: recipes.Recipe, n_features: int = 96) -> tuple[Learner, Poo
     return Learner(site, site, n_features, recipe, pool), pool
 
 
-@pytest.mark.parametrize("recipe", FINDS, ids=_name)
+# The first three find theirs in test_train.
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=pytest.mark.slow) for recipe in FINDS[:3]] + FINDS[3:], ids=_name
+)
 def test_recipes_find_the_features_the_data_were_made_of(recipe):
     source = Source()
     coder = _train(source, ["resid"], recipe)["resid"]
@@ -311,7 +314,11 @@ def _layered(recipe: recipes.Recipe, n_features: int = 64) -> tuple[CrossLearner
     return CrossLearner(pairs, n_features, recipe, pool), pool, source
 
 
-@pytest.mark.parametrize("recipe", [recipes.TopK(3), recipes.JumpReLU(3), recipes.L1(0.2)], ids=_name)
+@pytest.mark.parametrize(
+    "recipe",
+    [recipes.TopK(3), recipes.JumpReLU(3), pytest.param(recipes.L1(0.2), marks=pytest.mark.slow)],
+    ids=_name,
+)
 def test_a_cross_layer_transcoder_finds_what_each_feature_writes_at_each_layer(recipe):
     learner, pool, source = _layered(recipe)
     for step in range(1000):

@@ -205,17 +205,19 @@ def _text(n_features: int) -> torch.Tensor:
 
 
 TRAINED = Superposition(64, 96, active=4.0)
+RECIPES = [
+    recipes.L1(0.2),
+    recipes.PAnneal(0.2),
+    recipes.Gated(0.6),
+    recipes.TopK(4, start=12),
+    recipes.BatchTopK(4),
+    recipes.Matryoshka(4, widths=(1 / 2,)),
+    recipes.JumpReLU(4),
+]
+SPREAD = (recipes.Gated, recipes.TopK, recipes.Matryoshka, recipes.JumpReLU)  # in the usual run
 ARCHITECTURES = pytest.mark.parametrize(
     "recipe",
-    [
-        recipes.L1(0.2),
-        recipes.PAnneal(0.2),
-        recipes.Gated(0.6),
-        recipes.TopK(4, start=12),
-        recipes.BatchTopK(4),
-        recipes.Matryoshka(4, widths=(1 / 2,)),
-        recipes.JumpReLU(4),
-    ],
+    [pytest.param(recipe, marks=() if type(recipe) in SPREAD else pytest.mark.slow) for recipe in RECIPES],
     ids=lambda recipe: type(recipe).__name__,
 )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import signal
 from pathlib import Path
@@ -106,12 +107,17 @@ def _one() -> dict[str, Job]:
     return {"one": Job("resid.1", 64, recipes.BatchTopK(4))}
 
 
+@functools.cache
+def _whole(pool: int | None) -> dict[str, Any]:
+    return _trained(pool=pool)
+
+
 @pytest.mark.parametrize("pool", [None, 128], ids=["pool that fits", "pool that refills"])
 @pytest.mark.parametrize("stop", [30, 50])
 def test_a_training_that_was_stopped_goes_on_to_the_same_dictionaries_bit_for_bit(
     tmp_path, often, pool, stop
 ):
-    whole = _trained(pool=pool)
+    whole = _whole(pool)
     folder = tmp_path / "checkpoint"
     with pytest.raises(Stopped):
         _trained(pool=pool, checkpoint=folder, log=Stopping(stop))

@@ -1,9 +1,12 @@
+import functools
+
 import pytest
 import torch
-from families import FAMILIES
+from families import EVERY_FAMILY
 from oracles import (
     autoencoders,
     batch,
+    fresh,
     mixed,
     slow_edges,
     tiny,
@@ -44,7 +47,7 @@ def assert_same_edges(found, slow, **tolerance):
             )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_edges_of_every_node_add_up_to_its_effect(family, kind):
     model = tiny(family)
@@ -58,22 +61,33 @@ def test_edges_of_every_node_add_up_to_its_effect(family, kind):
         torch.testing.assert_close(out, effects[up].dense().sum(1).mean(0), **tolerance(family))
 
 
+@functools.cache
+def one_by_one(family, kind):
+    """Dictionaries, and the edges between positions by one backward pass for each node."""
+    model = tiny(family)
+    dictionaries = KINDS[kind](model) if kind == "mixed" else KINDS[kind](model, n_features=10)
+    if kind == "mixed":
+        dictionaries = {name: d for name, d in dictionaries.items() if not name.endswith(".2")}
+    if not dictionaries:
+        return dictionaries, {}
+    found = total_gradients(model, SHORT, metric, dictionaries)
+    return dictionaries, slow_edges(model, SHORT, metric, dictionaries, *found, per_position=True)
+
+
+SHORT = batch(n=2, n_pos=4)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "mamba"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_position", [False, True])
 def test_edges_are_those_of_one_backward_pass_for_each_node(family, kind, per_position):
-    model = tiny(family)
-    dictionaries = KINDS[kind](model) if kind == "mixed" else KINDS[kind](model, n_features=10)
+    model, prompts = tiny(family), SHORT
+    dictionaries, slow = one_by_one(family, kind)
     if not dictionaries:
         pytest.skip("no site for it")
-    if kind == "mixed":
-        dictionaries = {name: d for name, d in dictionaries.items() if not name.endswith(".2")}
-    prompts = batch(n=2, n_pos=4)
+    if not per_position:
+        slow = {pair: block.sum((0, 2)) for pair, block in slow.items()}
     effects = attribution_patching(model, prompts, metric, dictionaries)
-    slow = slow_edges(
-        model, prompts, metric, dictionaries, *total_gradients(model, prompts, metric, dictionaries),
-        per_position=per_position,
-    )  # fmt: skip
     kept = everything(model, dictionaries, 4 if per_position else None)
     assert_same_edges(edges(model, prompts, metric, dictionaries, effects, kept), slow, **tolerance(family))
 
@@ -119,7 +133,7 @@ class Doubled(torch.autograd.Function):
 
 
 def test_operations_without_batched_gradients_are_gone_through_slot_by_slot(monkeypatch):
-    model = tiny("gpt2")
+    model = fresh("gpt2")
     dictionaries = autoencoders(model)
     forward = model.blocks[1].mlp.forward
     found = []
