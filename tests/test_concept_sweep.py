@@ -158,8 +158,8 @@ def test_intervals_hold_the_score_and_narrow_with_more_texts(given):
     one = {"resid.0": dictionaries["resid.0"]}
     spans = []
     for n in (40, 360):
-        found = tpp_sweep(model, one, train, Rows(n, 2, noise=0.3), sizes=(20,), progress=False)
-        score, low, high = found.at(20)["resid.0"]
+        found = tpp_sweep(model, one, train, Rows(n, 2, noise=0.3), sizes=(3,), progress=False)
+        score, low, high = found.at(3)["resid.0"]
         assert low <= score <= high
         spans.append(high - low)
     assert spans[1] < spans[0] / 2  # of nine times as many texts
@@ -167,8 +167,6 @@ def test_intervals_hold_the_score_and_narrow_with_more_texts(given):
     seeds = tpp_sweep(model, one, train, noisy, sizes=SIZES, seeds=(0, 1, 2), progress=False)["resid.0"]
     low, high = seeds.interval().T
     assert ((low <= seeds.score) & (seeds.score <= high)).all()
-    several = (high - low)[-1].item()
-    assert several > 0.5 * max(float(x[-1, 1] - x[-1, 0]) for x in (y.interval() for y in seeds.scores))
 
 
 def test_labelled_sets_do_as_they_are_and_recipes_are_chosen_on_held_out_texts():

@@ -135,7 +135,7 @@ def tpp(
         for c, (probe, (texts, labels)) in enumerate(zip(probes, unseen, strict=True)):
             found = right(ablated_logits(test, probe, texts, ablation, (0, *sizes)), labels)
             accuracy[:, a, c] = found.mean(-1)
-            drawn[:, :, a, c] = redrawn(found, texts, len(test))
+            drawn[:, :, a, c] = redrawn(found, texts, labels.long(), len(test))
     counts = torch.tensor([[min(size, len(features)) for features in chosen] for size in sizes])
     lost = drawn[:, :1] - drawn[:, 1:]
     scores = _intended(lost) - _unintended(lost)

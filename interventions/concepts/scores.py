@@ -96,13 +96,20 @@ def right(logits: Float[Tensor, "*size n"], labels: Bool[Tensor, " n"]) -> Float
 
 
 def redrawn(
-    outcomes: Float[Tensor, "*size n"], texts: Int[Tensor, " n"], n_texts: int
+    outcomes: Float[Tensor, "*size n"],
+    texts: Int[Tensor, " n"],
+    groups: Int[Tensor, " n"],
+    n_texts: int,
 ) -> Float[Tensor, "resample ..."]:
     """Means of outcomes over texts that are drawn anew with replacement (Efron 1979), the same ones for all
-    sets of texts of as many."""
+    sets of texts of as many; every group has the same weight however often it is drawn, as it has among
+    `outcomes`."""
     counts = resampled(n_texts, RESAMPLES, 0)[:, texts]
-    flat = outcomes.reshape(-1, outcomes.shape[-1])
-    return (counts @ flat.T / counts.sum(1, keepdim=True)).reshape(-1, *outcomes.shape[:-1])
+    flat, means = outcomes.reshape(-1, outcomes.shape[-1]), []
+    for group in groups.unique():
+        some = counts[:, groups == group]
+        means.append(some @ flat[:, groups == group].T / some.sum(1, keepdim=True))
+    return torch.stack(means).nanmean(0).reshape(-1, *outcomes.shape[:-1])
 
 
 def interval(drawn: Float[Tensor, "resample size"], confidence: float) -> Float[Tensor, "size bound"]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
 
 from ..acts import Dictionary
 from ..binding import Splice
 from ..model import Model
-from ..probing import Logistic, Recipe
+from ..probing import Logistic, Probe, Recipe
+from ..probing.examples import Labels
 from ..sites import Site
 from ..steering.digest import digest
 from ..steering.token_choice import Choice, every
@@ -82,8 +88,10 @@ def tpp_sweep(
     labels, others = ([one.label for one in texts] for texts in (train, test))
     check_classes(labels, others)
 
+    once = _Once(recipe or Logistic())
+
     def score(here: Pooled, there: Pooled, seed: int) -> TPP:
-        return tpp(here, labels, there, others, sizes=sizes, recipe=recipe, seed=seed)
+        return tpp(here, labels, there, others, sizes=sizes, recipe=once, seed=seed)
 
     plan = {"kind": "tpp", "labels": [labels, others], "recipe": recipe or Logistic()}
     return _sweep(
@@ -118,20 +126,11 @@ def scr_sweep(
         LookupError: a site that the model does not have.
     """
     pairs, others = ([(one.label, one.spurious) for one in texts] for texts in (train, test))
-    values = check_pairs(pairs, others, keep, together)
+    values, once = check_pairs(pairs, others, keep, together), _Once(recipe or Logistic())
 
     def score(here: Pooled, there: Pooled, seed: int) -> SCR:
-        return scr(
-            here,
-            pairs,
-            there,
-            others,
-            keep=keep,
-            together=dict(values),
-            sizes=sizes,
-            recipe=recipe,
-            seed=seed,
-        )
+        how: Any = {"keep": keep, "together": dict(values), "sizes": sizes, "recipe": once}
+        return scr(here, pairs, there, others, seed=seed, **how)
 
     plan = {"kind": "scr", "labels": [pairs, others, keep, values], "recipe": recipe or Logistic()}
     return _sweep(
@@ -179,6 +178,24 @@ def _sweep(
             found = _scored(name, bound[name], here[at], there[at], score, seeds, prints[name])
             done[name] = found if folder is None else write_scored(found, sweep, folder)
     return kept(sweep, {name: done[name] for name in bound})
+
+
+@dataclass(frozen=True)
+class _Once:
+    """A recipe that fits the same activations only once, whichever dictionary they are pooled with."""
+
+    recipe: Recipe
+    known: dict[bytes, Probe] = field(default_factory=dict, repr=False)
+
+    def fit(self, x: Tensor, labels: Labels) -> Probe:
+        both = (x.contiguous().numpy(), torch.as_tensor(labels).numpy())
+        key = sha256(b"".join(part.tobytes() for part in both)).digest()
+        if key not in self.known:
+            self.known[key] = self.recipe.fit(x, labels)
+        return self.known[key]
+
+    def __repr__(self) -> str:
+        return repr(self.recipe)
 
 
 def _scored(
