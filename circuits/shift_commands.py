@@ -45,6 +45,7 @@ from .shift_texts import Texts, deletion
 
 __all__ = ["Reporting", "Shifting", "judge", "report", "run"]
 LATER = "later"
+_BY_HAND, _BY_MACHINE = 100, 1000  # features that are judged
 _FEW = 10  # features listed
 
 
@@ -81,7 +82,9 @@ def run(
     note(folder, RUN, record)
     clock.lap("loading")
     with interruptible(f"The same command goes on from what is in {folder}."):
-        dossier = _ranked(done, say)
+        dossier = _ranked(
+            done, asked.ranked or (_BY_HAND if judge in (LATER, "terminal") else _BY_MACHINE), say
+        )
         clock.lap("ranking")
         if judging is None:
             note(folder, RUN, clock.record())
@@ -153,7 +156,7 @@ def report(
 # --- steps --------------------------------------------------------------------------------------------------
 
 
-def _ranked(done: Begun, say: Say) -> Dossier:
+def _ranked(done: Begun, most: int, say: Say) -> Dossier:
     """The evidence on what the probe uses; what is in the folder is not made again."""
     folder, trial = done.folder, done.trial
     if not (folder / PROBE / "probe.json").is_file():
@@ -163,9 +166,7 @@ def _ranked(done: Begun, say: Say) -> Dossier:
         say(f"Ranking       {len(ranking)} features, of before")
     else:
         texts = _some(trial.train, done.asked.ranked_on, trial.seed)
-        ranking = ranked(
-            trial, done.dictionaries, most=done.asked.ranked, texts=texts, checkpoint=folder / CHECKPOINT
-        )
+        ranking = ranked(trial, done.dictionaries, most=most, texts=texts, checkpoint=folder / CHECKPOINT)
         ranking.save(folder / RANKING)
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         say(f"Ranking       {len(ranking)} features by their effects on {ranking.texts} texts\n")

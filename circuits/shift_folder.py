@@ -40,7 +40,7 @@ class Shifting:
     train: str | None = None
     test: str | None = None
     known: str | None = None
-    text: str = "text"
+    text_column: str = "text"
     label: str = "label"
     spurious: str = "spurious"
     biographies: int | None = None
@@ -48,7 +48,7 @@ class Shifting:
     each: int = 500
     seed: int = 0
     l2: float = 1.0
-    ranked: int = 100
+    ranked: int | None = None
     ranked_on: int = 100
     batch_size: int = 16
     device: str = "auto"
@@ -87,7 +87,7 @@ class Shifting:
             return published(self.each, self.seed)
         return of_files(
             str(self.train), str(self.test), self.known,
-            text=self.text, label=self.label, spurious=self.spurious,
+            text=self.text_column, label=self.label, spurious=self.spurious,
         )  # fmt: skip
 
     @property

@@ -118,7 +118,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--known", metavar="FILE", help="others of every pair of labels, to train baselines on"
     )
-    group.add_argument("--text", default="text", metavar="NAME", help="the column of texts (default: text)")
+    group.add_argument(
+        "--text-column", default="text", metavar="NAME", help="the column of texts (default: text)"
+    )
     group.add_argument("--label", default="label", metavar="NAME", help="of labels (default: label)")
     group.add_argument(
         "--spurious", default="spurious", metavar="NAME", help="of spurious labels (default: spurious)"
@@ -154,7 +156,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--sites", nargs="+", metavar="SITE",
         help="only these: names or patterns (default: all up to the probe's)",
     )  # fmt: skip
-    group.add_argument("--ranked", type=count, default=100, metavar="N", help="to judge (default: 100)")
+    group.add_argument(
+        "--ranked", type=count, metavar="N",
+        help="to judge (default: 100 where you judge, else 1000)",
+    )  # fmt: skip
     group.add_argument(
         "--ranked-on", type=count, default=100, metavar="N",
         help="texts to work out effects on (default: 100, as in the paper)",

@@ -138,6 +138,11 @@ def test_a_concept_bottleneck_takes_two_words(trial):
         concept_bottleneck(trial, ["dog", "dog"])
 
 
+def test_a_word_that_the_model_does_not_know_is_named(trial):
+    with pytest.raises(ValueError, match="'zebra' has no token that counts"):
+        concept_bottleneck(trial, ["The friend", "zebra"])
+
+
 def test_deleting_the_words_leaves_the_label(trial):
     found = words_deleted(trial, _deleted)
     assert (found.intended.mean, found.spurious.mean) == (1, 0.5)

@@ -294,6 +294,15 @@ def test_generated_texts_are_ambiguous_to_train_and_balanced_to_test():
     assert generated(20, 2).train.texts != found.train.texts
 
 
+def test_generated_biographies_go_through_a_model_that_knows_few_of_their_words(tmp_path, said):
+    out = said(
+        "run", "--biographies", 16, "--ranked", 5, "--draws", 1, "--out", tmp_path, "--sites", "resid.2", "-q"
+    )
+    assert out == ""
+    methods = [row.method for row in Report.load(tmp_path / "report.json").scores]
+    assert "oracle" in methods and "concept bottleneck" not in methods
+
+
 def test_words_are_deleted_whole_and_in_any_case(tmp_path):
     (tmp_path / "words.txt").write_text("he\nhis\n")
     delete = deletion(str(tmp_path / "words.txt"), gendered=False)

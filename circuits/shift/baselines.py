@@ -16,6 +16,8 @@ from torch import Tensor
 from interventions.binding import Dictionaries
 from interventions.concepts.ablation import Features, active_features
 from interventions.probing import Eraser, probe_activations
+from interventions.steering.likelihood import prompt_ids
+from interventions.steering.token_choice import every
 from tasks import LabelledSet
 
 from .scores import Scores
@@ -64,6 +66,8 @@ def concept_bottleneck(trial: Trial, words: Sequence[str]) -> Scores:
     """
     if len(set(words)) < 2:
         raise ValueError(f"A concept bottleneck takes at least two different words, not {list(words)!r}.")
+    if unknown := [word for word in words if not is_read(trial, word)]:
+        raise ValueError(f"To the model {unknown[0]!r} has no token that counts: give words that it knows.")
     vectors = probe_activations(trial.reader, list(words), [trial.at], progress=False)[trial.at].double()
     vectors = vectors - vectors.mean(0)
     train, test = (_cosines(trial.acts(texts), vectors) for texts in (trial.train, trial.test))
@@ -127,6 +131,11 @@ def erased_retrained(trial: Trial) -> Scores:
     probe = trial.fit(trial.train, erase(trial.acts(trial.train)))
     logits = probe.logits(erase(trial.acts(trial.test)))
     return trial.scores("LEACE, retrained", logits, needs=SPURIOUS)
+
+
+def is_read(trial: Trial, word: str) -> bool:
+    """Whether a word has tokens that count."""
+    return bool(every(prompt_ids(trial.model, word), trial.model.tokenizer))
 
 
 # --- parts --------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def shift(
     at: str,
     known: LabelledSet | None = None,
     recipe: Recipe | None = None,
-    most: int = 100,
+    most: int = 1000,
     words: Sequence[str] | None = None,
     delete: Callable[[Sequence[str]], Sequence[str]] | None = None,
     draws: int = 5,
@@ -55,7 +55,7 @@ def shift(
         known: other texts of every pair of labels, for the baselines that know the spurious label, and for
             what the judge is shown of it; without them, these are left out.
         recipe: of probes, by default `Logistic()`.
-        most: how many features are judged.
+        most: how many features are judged: a person will want a hundred, others do better with more.
         words: of a concept bottleneck; by default those of the paper where the labels are its professions.
         delete: what takes words out of texts, such as `tasks.biographies.without_gendered_words`.
         draws: of features at random; with 0 there are none.
@@ -208,7 +208,9 @@ def check_before(trial: Trial, dictionaries: Dictionaries) -> None:
 def _words(trial: Trial) -> tuple[str, ...]:
     if not all(label in baselines.CONCEPTS for label in trial.classes):
         return ()
-    return tuple(word for label in trial.classes for word in baselines.CONCEPTS[label])
+    words = (word for label in trial.classes for word in baselines.CONCEPTS[label])
+    known = tuple(word for word in words if baselines.is_read(trial, word))
+    return known if len(known) > 1 else ()
 
 
 def settings(trial: Trial) -> dict[str, Any]:
