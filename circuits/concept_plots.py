@@ -85,7 +85,7 @@ def plot_costs(
                 axes.plot(x, y, color=color, marker=_MARKERS[i % len(_MARKERS)], ms=3.5, lw=1.2, label=label)
             axes.set_xscale("log")
             _plain_numbers(axes, [one.l0 for one in sweep.values()])
-            axes.set_xlabel("L0, features active at a token")
+            axes.set_xlabel("active features (L0)")
             axes.set_title(f"{size} features ablated", fontsize=8)
             _levels(axes, sweep)
             axes.label_outer()
