@@ -97,7 +97,6 @@ class ProbedModel(Model):
         self.pool = pool
         self.module = Probed(inner, site, Reading(probe, pool))
         self.follower = inner.follower
-        self._level = 0
         self._whole = False
         self.layout = replace(
             inner.layout,
@@ -117,6 +116,15 @@ class ProbedModel(Model):
         name, dtype = type(self.inner.module).__name__, str(self.dtype).removeprefix("torch.")
         read = f"{self.probe.n_classes} classes by {called(self.pool)} at {self.reads}"
         return f"ProbedModel({name}, {read}, {self.device}, {dtype})"
+
+    @property
+    def _level(self) -> int:
+        """The inner model's: passes that one of the two makes for itself leave visits of both alone."""
+        return self.inner._level
+
+    @_level.setter
+    def _level(self, level: int) -> None:
+        self.inner._level = level
 
     @property
     def width(self) -> int:

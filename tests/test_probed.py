@@ -214,6 +214,24 @@ def test_sites_made_by_path_work_before_the_probe():
         probed.at("nothing.there")
 
 
+def test_passes_that_find_out_what_a_model_can_do_leave_visits_alone():
+    model, seen = Model(tiny("llama").module), []
+    probed = model.probed(probe(), at="resid.1")
+    rows, mask = tokens(2, 7), torch.ones(2, 7, dtype=torch.long)
+    mask[0, 4:] = 0
+
+    def visit(_site, x):
+        seen.append(tuple(x.shape[:2]))
+        return x
+
+    with probed.visiting(["resid.0"], visit):
+        probed.logits(rows, mask)  # asks whether the model pads
+        assert probed.resumes
+    with model.visiting(["resid.0"], visit), probed.apart():
+        probed.logits(rows)
+    assert seen == [(2, 7)]
+
+
 def test_no_hook_is_left_after_a_pass_or_an_error():
     model = tiny("gpt2")
     probed = model.probed(probe(), at="resid.1", pool=lambda x, counted: x[:, :1])
