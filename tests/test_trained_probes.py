@@ -296,3 +296,14 @@ def test_a_probe_of_two_classes_has_two_probabilities(hidden):
     assert found.shape == (40, 2) and torch.equal(found[:, 1], probe.probabilities(x))
     assert torch.equal(probe.predict(x), found.argmax(1))
     assert probe.score(x, y) == (probe.predict(x) == y).double().mean()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_predictions_keep_the_axes_of_what_is_asked_about(classes):
+    x, y = blobs(40, classes)
+    probe = Logistic().fit(x, y)
+    rows, chances = probe.predict(x), probe.predict_proba(x)
+    assert torch.equal(probe.predict(x.unflatten(0, (5, 8))), rows.unflatten(0, (5, 8)))
+    assert torch.equal(probe.predict_proba(x.unflatten(0, (5, 8))), chances.unflatten(0, (5, 8)))
+    assert torch.equal(probe.predict(x[7]), rows[7])
+    torch.testing.assert_close(probe.predict_proba(x[7]), chances[7])

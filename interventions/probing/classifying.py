@@ -66,13 +66,13 @@ class Classifying(ABC):
 
     def predict_proba(self, x: Any) -> Float[Tensor, "example class"]:
         """The probability of every class, of two of them as well."""
-        found = self.probabilities(torch.as_tensor(x))
-        return torch.stack([1 - found, found], dim=-1) if found.ndim == 1 else found
+        found = self.probabilities(x := torch.as_tensor(x))
+        return torch.stack([1 - found, found], dim=-1) if found.ndim < x.ndim else found
 
     def predict(self, x: Any) -> Int[Tensor, " example"]:
         """The most probable class; class 0 where two are level."""
-        found = self.decision_function(x)
-        return (found > 0).long() if found.ndim == 1 else found.argmax(-1)
+        found = self.logits(x := torch.as_tensor(x))
+        return (found > 0).long() if found.ndim < x.ndim else found.argmax(-1)
 
     def score(self, x: Any, labels: Labels) -> float:
         """The share of examples whose predicted class is theirs."""
