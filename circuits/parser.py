@@ -40,6 +40,8 @@ _EXAMPLES = """examples:
   circuits dictionaries inspect embedded
   circuits steer extract
   circuits lens fit
+  circuits shift run --biographies 300 --model ./my-model --dictionaries ./my-saes
+  circuits evaluate-dictionary scr
   circuits models openai-community/gpt2
 
 `circuits COMMAND --help` says more."""
