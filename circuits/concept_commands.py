@@ -25,7 +25,7 @@ from .record import Clock, interruptible, write_json
 PROBES: Mapping[str, Callable[[], Recipe]] = {
     "logistic": Logistic,
     "selected": Selected,
-    "trained": lambda: Trained(lr=1e-3, epochs=20, batch_size=16, validation=0.2, standardise=False),
+    "trained": lambda: Trained(lr=1e-3, epochs=20, batch_size=16, l1=1e-3, validation=0.2, standardise=False),
 }
 
 

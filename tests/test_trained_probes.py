@@ -307,3 +307,14 @@ def test_predictions_keep_the_axes_of_what_is_asked_about(classes):
     assert torch.equal(probe.predict_proba(x.unflatten(0, (5, 8))), chances.unflatten(0, (5, 8)))
     assert torch.equal(probe.predict(x[7]), rows[7])
     torch.testing.assert_close(probe.predict_proba(x[7]), chances[7])
+
+
+def test_a_penalty_on_sizes_leaves_the_weights_that_matter():
+    x = torch.randn(64, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = (x[:, 3] > 0).long()
+    free, sparse = (
+        Trained(epochs=60, weight_decay=0.0, l1=l1).fit(x, labels).weights.abs() for l1 in (0, 0.05)
+    )
+    assert sparse[3] == sparse.max() and sparse.sort().values[:-1].sum() < 0.3 * free.sort().values[:-1].sum()
+    with pytest.raises(ValueError, match="l1=-1: a penalty"):
+        Trained(l1=-1)

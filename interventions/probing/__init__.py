@@ -12,6 +12,7 @@ from .platt import platt
 from .probe import Probe, Recipe
 from .reading import contrast_activations, probe_activations
 from .scores import accuracy, auroc, auroc_interval, calibration_error
+from .selected import Selected
 from .site_probes import SiteProbes
 from .sites import probe_sites
 from .trained import Trained
@@ -31,6 +32,7 @@ __all__ = [
     "Probe",
     "RandomDirection",
     "Recipe",
+    "Selected",
     "SiteProbes",
     "Trained",
     "accuracy",

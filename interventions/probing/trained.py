@@ -29,7 +29,8 @@ class Trained:
     raw activations: `standardise=False`. As a rule they are standardised, which is then folded into the first
     layer. `validation` is the share of the examples that are held out, of each class alike: the weights kept
     are those of the epoch of least loss on these, and `patience` epochs without a lower one end the training.
-    `class_weights`, "balanced" or a number for each class, say how much an example of a class counts.
+    `class_weights`, "balanced" or a number for each class, say how much an example of a class counts. `l1` is
+    a penalty on the sizes of the first layer's weights, beside the decay of all.
 
     >>> x = torch.tensor([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
     >>> Trained(epochs=200).fit(x, [0, 0, 1, 1]).predict(x)
@@ -38,8 +39,8 @@ class Trained:
     MLPProbe(Trained(hidden=(8,), epochs=200), width 2, 8)
 
     Raises:
-        ValueError: sizes below 1, a learning rate that is not above 0, a negative decay, a validation share
-            outside of [0, 1), patience with nothing held out, weights that are not above 0.
+        ValueError: sizes below 1, a learning rate that is not above 0, a negative decay or penalty, a
+            validation share outside of [0, 1), patience with nothing held out, weights that are not above 0.
     """
 
     hidden: Sequence[int] = ()
@@ -47,6 +48,7 @@ class Trained:
     epochs: int = 1
     batch_size: int = 32
     weight_decay: float = 0.01
+    l1: float = 0.0
     validation: float = 0.0
     patience: int | None = None
     class_weights: ClassWeights | None = None
@@ -63,6 +65,8 @@ class Trained:
             )
         if not 0 < self.lr < float("inf") or not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"lr={self.lr} is above 0, and weight_decay={self.weight_decay} no less than 0.")
+        if not 0 <= self.l1 < float("inf"):
+            raise ValueError(f"l1={self.l1}: a penalty is finite, and no less than 0.")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation={self.validation}: a share of the examples, from 0 to below 1.")
         if self.patience is not None and not self.validation:
@@ -143,7 +147,8 @@ class _Run:
         with torch.enable_grad():
             for some in order.split(self.how.batch_size):
                 optimizer.zero_grad()
-                _loss(self.layers, *(part[some] for part in self.learned)).backward()
+                loss = _loss(self.layers, *(part[some] for part in self.learned))
+                (loss + self.how.l1 * self.layers[0].abs().sum()).backward()
                 optimizer.step()
 
     def _stale(self, losses: list[float]) -> bool:
