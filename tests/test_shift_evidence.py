@@ -9,6 +9,7 @@ import pytest
 import torch
 from shift_texts import ATTRIBUTES, LABELS, classifier, coders, dossier, probe, texts
 
+from circuits import integrated_gradients
 from circuits.shift.attributions import attributions
 from circuits.shift.dossier import Correlation, Dossier, marked
 from circuits.shift.evidence import evidence
@@ -181,10 +182,24 @@ def test_before_the_probe_the_attribution_is_by_the_gradient():
             value = sign * other.logits(torch.tensor([model.tokenizer.encode(text.text)]))[0, -1, 1]
         clean += value.item() / 8
         (gradient,) = torch.autograd.grad(value, kept["x"])
-        total += (held["mlp.0"].encode(kept["x"]) * (gradient @ held["mlp.0"].W_dec.T))[0].sum(0).detach() / 8
+        each = held["mlp.0"].encode(kept["x"]) * (gradient @ held["mlp.0"].W_dec.T)
+        total += each[0, 1:].sum(0).detach() / 8  # without the token that opens the text
     assert found.clean == pytest.approx(clean)
     for feature in range(48):
         assert found.effects["mlp.0", feature] == pytest.approx(total[feature].item(), rel=1e-9, abs=1e-12)
+
+
+def test_attributions_are_what_a_ranking_for_the_attribute_says():
+    model, held, given = classifier(), coders("resid.0"), texts()
+    turned = [replace(one, label=one.spurious, spurious=one.label) for one in given]
+    found = ranking(
+        model, replace(given, texts=turned), held, classes=ATTRIBUTES, most=1000, progress=False,
+    )  # fmt: skip
+    said = attributions(
+        model, given, held, found.features, method=integrated_gradients, classes=ATTRIBUTES, progress=False
+    )
+    for one in found:
+        assert said.effects[one.site, one.feature] == pytest.approx(one.effect, rel=1e-9, abs=1e-12)
 
 
 def test_groups_of_texts_count_alike_in_attributions(gathered):

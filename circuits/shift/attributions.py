@@ -15,6 +15,7 @@ from tasks import LabelledSet
 
 from ..attribution import Method
 from ..discovery import prompts
+from .ranking import of_text
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def attributions(
     sums: dict[tuple[str, str], Tensor] = {}
     off = None if progress is None else not progress
     for batch in tqdm(prompts(model, task, batch_size), desc="attribute", unit="batch", disable=off):
-        found = method(model, batch, task.metric, dictionaries).to("cpu")
+        found = of_text(method(model, batch, task.metric, dictionaries), model, batch).to("cpu")
         rows = {case: torch.tensor([one == case for one in batch.cases]) for case in set(batch.cases)}
         for case, mask in rows.items():
             counted[case] += int(mask.sum())

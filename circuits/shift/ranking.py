@@ -208,7 +208,7 @@ def ranking(
         for number, batch in enumerate(_bar(batches, progress)):
             found = store.effects(number) if store else None
             if found is None:
-                found = _listed(method(model, batch, task.metric, dictionaries), model, batch).to("cpu")
+                found = of_text(method(model, batch, task.metric, dictionaries), model, batch).to("cpu")
                 if store:
                     store.save_effects(number, found)
             tally.add(found)
@@ -231,6 +231,14 @@ def ranking(
         tally.examples,
         {**settings, "most": most, "versions": versions()},
     )
+
+
+def of_text(effects: Effects, model: Model, batch: Batch) -> Effects:
+    """The effects at tokens that stand for text, not at those that open it; without what only edges are made
+    from."""
+    special = torch.tensor(sorted(getattr(model.tokenizer, "all_special_ids", ())), dtype=torch.long)
+    counted = torch.isin(batch.clean, special.to(batch.clean.device), invert=True)
+    return replace(effects, sites={name: _counted(nodes, counted) for name, nodes in effects.items()})
 
 
 class _Sums:
@@ -286,13 +294,6 @@ def _candidates(tally: Tally, most: int) -> tuple[Candidate, ...]:
         feature = int(at - ends[site]) + len(effect[site])
         found.append(Candidate(sites[site], feature, effects[at].item(), errors[at].item()))
     return tuple(found)
-
-
-def _listed(effects: Effects, model: Model, batch: Batch) -> Effects:
-    """The effects at tokens that count, without what only edges are made from."""
-    special = torch.tensor(sorted(getattr(model.tokenizer, "all_special_ids", ())), dtype=torch.long)
-    counted = torch.isin(batch.clean, special.to(batch.clean.device), invert=True)
-    return replace(effects, sites={name: _counted(nodes, counted) for name, nodes in effects.items()})
 
 
 def _counted(nodes: SiteEffects, counted: Bool[Tensor, "batch pos"]) -> SiteEffects:
