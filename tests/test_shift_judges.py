@@ -89,6 +89,23 @@ def test_what_is_taken_back_stays_taken_back(seen, tmp_path):
     assert VerdictLog(path, about=seen.about).verdicts.given == ()
 
 
+def test_two_who_write_to_one_file_leave_one_that_is_read(tmp_path):
+    path, first, second = tmp_path / "verdicts.jsonl", Verdict("r", 1, True), Verdict("r", 2, True)
+    one, other = VerdictLog(path), VerdictLog(path)
+    one.add(first)
+    other.add(second)
+    assert one.undo() == first
+    assert Verdicts.load(path).given == (second,)
+
+
+def test_verdicts_come_back_as_they_are_saved(tmp_path):
+    given = Verdicts((Verdict("r", 1, True), Verdict("r", 2, False, "why", "me")))
+    assert Verdicts.load(given.save(tmp_path / "verdicts.jsonl")) == given
+    given.check(at for at in given)  # any iterable does
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        VerdictLog(tmp_path)
+
+
 def test_the_last_of_several_verdicts_on_a_feature_counts():
     one = Verdict("resid.1", 3, True)
     assert Verdicts((one, replace(one, spurious=False))).features == {}
@@ -154,7 +171,7 @@ def test_damage_in_the_middle_of_a_file_names_the_line(seen, tmp_path):
         ("nonsense\n", "line 3: not JSON"),
         ("[]\n", "line 3: a JSON object is expected"),
         ('{"site": "resid.1", "feature": 3}\n', "line 3: no 'spurious'"),
-        ('{"undo": {"site": "x", "feature": 1}}\n', "line 3: takes back a verdict that is not the last"),
+        ('{"undo": {"site": "x", "feature": 1}}\n', "line 3: takes back a verdict that was not given"),
     ):
         path.write_text("".join([*lines[:2], bad, *lines[3:]]))
         with pytest.raises(ValueError, match=why):

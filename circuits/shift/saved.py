@@ -62,7 +62,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if _mark(before.get("model")) != _mark(now.get("model")):
         found.append("the model")
     old, new = (
-        {site: _mark(d) for site, d in about.get("dictionaries", {}).items()} for about in (before, now)
+        {site: _mark(d) for site, d in (about.get("dictionaries") or {}).items()} for about in (before, now)
     )
     found += [f"the dictionary at {site}" for site in {**old, **new} if old.get(site) != new.get(site)]
     if before.get("task") != now.get("task"):

@@ -29,6 +29,7 @@ class VerdictLog:
     Raises:
         ValueError: a file of features of another model, other dictionaries or other texts, or with verdicts
             on features that are not known; what is no file of verdicts.
+        IsADirectoryError: a folder.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class VerdictLog:
         self._given: list[Verdict] = []
         if self.path is None:
             return
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path} is a folder, not a file of verdicts.")
         if self.path.is_file() and self.path.stat().st_size:
             self._begun(self.path, known)
         else:
@@ -105,7 +108,7 @@ def _replay(path: Path) -> tuple[dict[str, Any], list[Verdict], int]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    content, about, given, end = path.read_bytes(), {}, [], 0
+    content, about, given, end, by = path.read_bytes(), {}, [], 0, path.name
     lines = content.splitlines(keepends=True)
     for number, raw in enumerate(lines, start=1):
         where = f"{path}, line {number}"
@@ -121,11 +124,11 @@ def _replay(path: Path) -> tuple[dict[str, Any], list[Verdict], int]:
             if not isinstance(record, dict):
                 raise ValueError(f"{where}: a JSON object is expected, not {type(record).__name__}.")
             if number == 1 and "format" in record:
-                about = _about(record, path)
+                about, by = _about(record, path), ""
             elif "undo" in record:
                 _undone(given, record["undo"], where)
             else:
-                given.append(verdict_of(record, where, "" if about else path.name))
+                given.append(verdict_of(record, where, by))
         end += len(raw)
     return about, given, end
 
@@ -139,6 +142,9 @@ def _about(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _undone(given: list[Verdict], of: Any, where: str) -> None:
-    last = given.pop() if given else None
-    if last is None or of != {"site": last.site, "feature": last.feature}:
-        raise ValueError(f"{where}: takes back a verdict that is not the last one.")
+    """Takes back the last verdict on a feature; behind it another writer of the same file may have added."""
+    for i in reversed(range(len(given))):
+        if of == {"site": given[i].site, "feature": given[i].feature}:
+            del given[i]
+            return
+    raise ValueError(f"{where}: takes back a verdict that was not given.")

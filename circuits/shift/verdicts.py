@@ -93,7 +93,8 @@ class Verdicts(Mapping[tuple[str, int], Verdict]):
 
     def check(self, known: Iterable[tuple[str, int]]) -> None:
         """Raises ValueError where there are verdicts on other features than these, and names them."""
-        unknown = [verdict.name for verdict in self.given if verdict.at not in set(known)]
+        listed = set(known)
+        unknown = [verdict.name for verdict in self.given if verdict.at not in listed]
         if unknown:
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             raise ValueError(
@@ -141,7 +142,11 @@ def line(record: Mapping[str, Any]) -> bytes:
 def verdict_of(record: Mapping[str, Any], where: str, by: str) -> Verdict:
     """The verdict in a record; raises ValueError with the place for one that is none."""
     if missing := [name for name in ("site", "feature", "spurious") if record.get(name) in (None, "")]:
-        raise ValueError(f"{where}: no {missing[0]!r}; a verdict has a site, a feature, and spurious.")
+        there = ", ".join(str(name) for name, value in record.items() if value not in (None, ""))
+        raise ValueError(
+            f"{where}: no {missing[0]!r}; a verdict has a site, a feature, and spurious, and this has "
+            f"{there or 'nothing'}."
+        )
     try:
         feature = int(str(record["feature"]).strip())
     except ValueError:
