@@ -96,6 +96,21 @@ def test_what_does_not_vary_correlates_with_nothing():
     assert given == [{"a": 0.0, "b": 0.0}]
 
 
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e8])
+def test_rounding_correlates_with_nothing_whatever_the_size_of_a_feature(size):
+    labels, other = ["a", "b"] * 30, ["x", "x", "y"] * 20
+    x = size * torch.tensor([1 + (label == "a") for label in labels], dtype=torch.float64)
+    flat = torch.full((60,), size, dtype=torch.float64) * (1 + 2e-16 * torch.arange(60) % 3).double()
+    whole, apart = correlations(torch.stack([x, flat], dim=1), labels, other)
+    assert whole[0]["a"] == pytest.approx(1) and apart[0]["a"] == pytest.approx(1)
+    assert set(whole[1].values()) == set(apart[1].values()) == {0.0}
+
+
+def test_without_another_label_nothing_is_apart():
+    whole, apart = correlations(torch.randn(6, 1).double(), ["a", "b"] * 3, [""] * 6)
+    assert whole[0] and apart == [{}]
+
+
 def test_of_two_labels_the_one_with_the_positive_correlation_is_named():
     for value, name in ((0.4, "a"), (-0.4, "b")):
         assert Correlation({"a": value, "b": -value}, {}).strongest == (name, 0.4)

@@ -22,8 +22,8 @@ class Correlation:
     """How a feature's mean over the tokens of a text goes with the text having each label.
 
     `given` are Pearson's correlations with having that label or not; `apart` are those of what is left of
-    both within each value of the other label, which is empty where one of the two says the other. As text,
-    `female +0.90 (+0.70 apart)`.
+    both within each value of the other label, which is empty where one of the two says the other, or nothing
+    is known of the other. As text, `female +0.90 (+0.70 apart)`.
 
     >>> Correlation({"male": -0.9, "female": 0.9}, {})
     Correlation(female +0.90)
