@@ -106,7 +106,7 @@ def test_the_experiment_writes_reports_a_table_and_pictures(examples, subject, t
     assert Report.across(reports).rows == found.rows
     for method in ("biased probe", "SHIFT", "SHIFT, retrained", "words deleted", "LEACE", "oracle",
                    "neuron skyline", "feature skyline", "concept bottleneck", "random features",
-                   "SHIFT by correlation", "retrained by correlation"):  # fmt: skip
+                   "SHIFT by correlation", "SHIFT stricter, retrained"):  # fmt: skip
         assert 0 <= found[method].intended.mean <= 1
     assert "oracle" in capsys.readouterr().out
 

@@ -79,15 +79,17 @@ def recorded(
     special = set(model.tokenizer.all_special_ids)
     first = list(takewhile(special.__contains__, model.tokenizer.encode(opening + texts[0])))
     ids = [model.tokenizer.encode(opening + text)[len(first) :] for text in texts]
-    if path is not None and path.exists():
-        held = load_file(path)["held"]
-    else:
+    tokens = torch.tensor([0, *(token for one in ids for token in one)])
+    if path is None or not path.exists():
         held = _held(model, at, first, ids, batch_size)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"held": held}, path)
-    if len(held) != 1 + sum(map(len, ids)):
-        raise ValueError(f"{path} holds other texts than these: remove it, or write elsewhere.")
+            save_file({"held": held, "tokens": tokens}, path)
+    else:
+        kept = load_file(path)
+        if not torch.equal(kept["tokens"], tokens):
+            raise ValueError(f"{path} holds other texts than these: remove it, or write elsewhere.")
+        held = kept["held"]
     return Model.load(Recorded(held), tokenizer=Places(texts, ids, model.tokenizer))
 
 

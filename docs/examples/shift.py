@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from shift_models import CUES, Pools, Subject, pools, recurrent, smollm2
+from shift_models import Pools, Subject, pools, recurrent, smollm2
 
 from circuits.shift import (
     Across,
@@ -43,7 +43,17 @@ def goes_with_gender(evidence: Evidence, least: float = 0.1) -> bool:
     return max(map(abs, evidence.spurious.given.values())) >= least
 
 
-OTHER_JUDGES = {"correlation": rule(goes_with_gender)}
+OTHER_JUDGES = {
+    "by correlation": rule(goes_with_gender),
+    "stricter": by_attribution(1.0),
+    "more lenient": by_attribution(0.25),
+}
+# What the pictures show; the tables have all.
+DRAWN = (
+    "biased probe", "SHIFT", "SHIFT, retrained", "SHIFT by correlation", "SHIFT by correlation, retrained",
+    "random features", "random features, retrained", "feature skyline", "feature skyline, retrained",
+    "neuron skyline", "concept bottleneck", "words deleted", "LEACE", "LEACE, retrained", "oracle",
+)  # fmt: skip
 
 
 def once(subject: Subject, texts: Pools, seed: int, folder: Path, *, most: int = 2000) -> Report:
@@ -56,11 +66,12 @@ def once(subject: Subject, texts: Pools, seed: int, folder: Path, *, most: int =
     report = reported(
         trial, subject.dictionaries, verdicts, words=subject.words, delete=without_gendered_words, draws=3
     )
-    others = [
-        renamed(step(trial, subject.dictionaries, judged(dossier, judge).features), f"{name} by {judge_name}")
-        for judge_name, judge in OTHER_JUDGES.items()
-        for name, step in (("SHIFT", ablated), ("retrained", retrained))
-    ]
+    others = []
+    for name, judge in OTHER_JUDGES.items():
+        features = judged(dossier, judge).features
+        for step, after in ((ablated, ""), (retrained, ", retrained")):
+            found = step(trial, subject.dictionaries, features, needs=report["SHIFT"].needs)
+            others.append(renamed(found, f"SHIFT {name}{after}"))
     report = replace(report, scores=(*report.scores, *others))
     report.save(folder / "report.json")
     return report
@@ -68,12 +79,12 @@ def once(subject: Subject, texts: Pools, seed: int, folder: Path, *, most: int =
 
 def experiment(name: str, subject: Subject, texts: Pools, seeds: int, out: Path) -> Across:
     """The mean over seeds; the reports of each seed, the table and the pictures stay in a folder."""
-    folder = out / name.replace(" ", "-")
+    folder = out / name.replace(", ", "-").replace(" ", "-")
     found = Report.across([once(subject, texts, seed, folder / f"seed-{seed}") for seed in range(seeds)])
     found.save(folder / "means.json")
     write(folder / "table.txt", str(found).encode())
-    plot_shift(found, folder / "shift.svg", title=name)
-    plot_groups(found, folder / "groups.svg", title=name)
+    plot_shift(found, folder / "shift.svg", methods=DRAWN, title=name)
+    plot_groups(found, folder / "groups.svg", methods=DRAWN, title=name)
     print(f"## {name}\n{found}\n", flush=True)
     return found
 
@@ -87,16 +98,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=400, help="of each kind, from which seeds draw")
     parser.add_argument("--steps", type=int, default=1000, help="of training dictionaries")
-    parser.add_argument("--hints", type=int, default=CUES["hints"], help="of the profession in a text")
-    parser.add_argument("--gendered", type=int, default=CUES["gendered"], help="plain sentences in a text")
-    parser.add_argument("--out", type=Path, default=Path("results/shift"))
+    parser.add_argument("--hints", type=int, default=2, help="of the profession in a text")
+    parser.add_argument("--gendered", type=int, help="plain sentences in a text (1, for SmolLM2 2)")
+    parser.add_argument("--only", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--out", type=Path, default=Path("results/shift"), help="what is there is used again")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    texts = pools(args.texts, hints=args.hints, gendered=args.gendered)
-    for name, make in subjects(args, texts).items():
+    for name in args.only:
+        if name == "SmolLM2-135M" and args.smollm2 is None:
+            continue
         start = time.perf_counter(), time.process_time()
-        subject = make()
+        subject, texts = SUBJECTS[name](args)
         own = {subject.at: subject.dictionaries[subject.at]}
         experiment(name, replace(subject, dictionaries=own), texts, args.seeds, args.out)
         if len(subject.dictionaries) > 1:
@@ -105,16 +118,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {spent[0]:.0f} s, {spent[1]:.0f} s of processor time\n", flush=True)
 
 
-def subjects(args: argparse.Namespace, texts: Pools) -> Mapping[str, Callable[[], Subject]]:
-    """What makes each model, so that one is made when it is its turn."""
-    found: dict[str, Callable[[], Subject]] = {
-        "recurrent": lambda: recurrent(texts, args.out, features=256, k=8, steps=args.steps)
-    }
-    if args.smollm2 is not None:
-        found["SmolLM2-135M"] = lambda: smollm2(
-            args.smollm2, texts, args.out, at=args.at, features=2048, k=32, steps=args.steps
-        )
-    return found
+def recurrent_subject(args: argparse.Namespace) -> tuple[Subject, Pools]:
+    texts = pools(args.texts, unlabelled=3000, hints=args.hints, gendered=args.gendered or 1)
+    return recurrent(texts, args.out, features=256, k=8, steps=args.steps), texts
+
+
+def smollm2_subject(args: argparse.Namespace) -> tuple[Subject, Pools]:
+    texts = pools(args.texts, hints=args.hints, gendered=args.gendered or 2)
+    found = smollm2(args.smollm2, texts, args.out, at=args.at, features=2048, k=32, steps=args.steps)
+    return found, texts
+
+
+SUBJECTS: Mapping[str, Callable[[argparse.Namespace], tuple[Subject, Pools]]] = {
+    "recurrent": recurrent_subject,
+    "SmolLM2-135M": smollm2_subject,
+}
 
 
 if __name__ == "__main__":

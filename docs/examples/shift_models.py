@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from interventions.dictionaries import load, recipes, save, train
 from tasks.biographies import biographies, without_gendered_words
 from tasks.labelled import LabelledSet
 
-CUES = {"hints": 2, "gendered": 2}
 SPECIALS = ("<pad>", "<bos>", "<unk>")
 PRONOUN = {"male": "He", "female": "She"}
 # For a model that knows no word of the paper's: words of the hints to train on.
@@ -47,21 +47,19 @@ class Pools:
         return train, known, test
 
 
-def pools(n: int = 400, *, unlabelled: int = 1200, seed: int = 100, **cues: int) -> Pools:
+def pools(
+    n: int = 400, *, unlabelled: int = 1200, hints: int = 2, gendered: int = 1, seed: int = 100
+) -> Pools:
     """Ambiguous texts to train on, others of every pair with a known gender, and those of unseen wording."""
-    how = {**CUES, **cues}
+    draw = partial(biographies, hints=hints, gendered=gendered)
+    halves = [draw(unlabelled // 2, unseen=unseen, seed=seed + 3) for unseen in (False, True)]
+    of_either = [one.text for half in halves for one in half]
     return Pools(
-        biographies(n, correlation=1.0, seed=seed, **how),
-        biographies(n * 3 // 4, seed=seed + 1, **how),
-        biographies(n, unseen=True, seed=seed + 2, **how),
-        without_labels(unlabelled, seed=seed + 3, **how),
+        draw(n, correlation=1.0, seed=seed),
+        draw(n * 3 // 4, seed=seed + 1),
+        draw(n, unseen=True, seed=seed + 2),
+        random.Random(seed + 3).sample(of_either, len(of_either)),
     )
-
-
-def without_labels(n: int, *, seed: int, **cues: int) -> list[str]:
-    """Biographies of either wording, in which gender and profession are unrelated."""
-    halves = [biographies(n // 2, unseen=unseen, seed=seed, **cues) for unseen in (False, True)]
-    return random.Random(seed).sample([one.text for half in halves for one in half], n // 2 * 2)
 
 
 @dataclass(frozen=True)
