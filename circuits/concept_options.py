@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .options import add_machine, add_report, command_group, count, natural, numbers, portion, silent
+from .labelled_options import add_some_sites, add_source
+from .options import (
+    add_machine,
+    add_model,
+    add_results,
+    command_group,
+    count,
+    natural,
+    numbers,
+    portion,
+    silent,
+)
 from .sparse_probing_options import add_probing
 
 PROBES = ("logistic", "selected", "trained")
@@ -90,30 +101,14 @@ def _run(command: Callable[..., None], args: argparse.Namespace, say: Say) -> No
 
 def _add_all(parser: argparse.ArgumentParser, *, sets: Callable[[Any], None]) -> None:
     group = parser.add_argument_group("the dictionaries")
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
-    )  # fmt: skip
+    add_model(group)
     group.add_argument(
         "--dictionaries", nargs="+", default=["embedded"], metavar="PATH_OR_REPO",
         help="one or several folders, or repositories of the hub (default: embedded, the shipped ones)",
     )  # fmt: skip
-    group.add_argument(
-        "--site", "--sites", dest="site", nargs="+", metavar="SITE",
-        help="only these: names or patterns, such as 'resid.*'",
-    )  # fmt: skip
+    add_some_sites(group)
     group = parser.add_argument_group("the texts")
-    source = group.add_mutually_exclusive_group()
-    source.add_argument("--train", metavar="FILE", help="texts with labels")
-    source.add_argument(
-        "--biographies", type=count, metavar="N",
-        help="written by rules, half of them to train on: profession and gender (default: 400)",
-    )  # fmt: skip
-    source.add_argument(
-        "--bias-in-bios", action="store_true", help="published ones, from the hub (needs `datasets`)"
-    )
-    group.add_argument("--each", type=count, metavar="N", help="published ones of each pair of labels")
-    group.add_argument("--test", metavar="FILE", help="texts to test on (default: a part of --train)")
+    add_source(group, "written by rules, half of them to train on: profession and gender (default: 400)")
     group.add_argument(
         "--held-out", type=portion, default=0.3, metavar="PORTION",
         help="of --train, to test on where there is no --test (default: 0.3)",
@@ -139,10 +134,7 @@ def _add_all(parser: argparse.ArgumentParser, *, sets: Callable[[Any], None]) ->
         help="draw the texts of the probes anew for each; the score is the mean (default: 0)",
     )  # fmt: skip
     add_machine(parser)
-    group = parser.add_argument_group("results")
-    group.add_argument("--out", metavar="FOLDER", help="where to (default: results/SCORE-DATA)")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
-    add_report(group)
+    add_results(parser, "results/SCORE-DATA")
 
 
 def _add_label(group: Any) -> None:

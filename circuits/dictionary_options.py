@@ -9,7 +9,9 @@ from typing import Any
 from .options import (
     add_debug,
     add_machine,
+    add_model,
     add_report,
+    add_results,
     command_group,
     count,
     many,
@@ -137,7 +139,7 @@ def _compare(args: argparse.Namespace, say: Say) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to train on")
-    _add_model(group)
+    add_model(group)
     _add_text(group, "(default: own)")
     group.add_argument(
         "--sites", nargs="+", default=["resid.*"], metavar="SITE",
@@ -184,10 +186,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--lr", type=positive, metavar="X", help="learning rate (default: the recipe's)")
     add_machine(parser, batch_size=False)
-    group = parser.add_argument_group("results")
-    group.add_argument("--out", metavar="FOLDER", help="where to (default: results/dictionaries/MODEL)")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
-    add_report(group, pictures=False)
+    add_results(parser, "results/dictionaries/MODEL", pictures=False)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -255,13 +254,6 @@ def _add_source(parser: Any, name: str, metavar: str) -> None:
         name, metavar=metavar,
         help="a folder or file of dictionaries, a repository of the hub (owner/repo[@revision][/folder]), or "
         "the word `embedded`",
-    )  # fmt: skip
-
-
-def _add_model(group: Any) -> None:
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
     )  # fmt: skip
 
 

@@ -7,7 +7,19 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .options import add_machine, add_report, command_group, count, many, natural, portion, positive, silent
+from .options import (
+    add_machine,
+    add_model,
+    add_report,
+    add_results,
+    command_group,
+    count,
+    many,
+    natural,
+    portion,
+    positive,
+    silent,
+)
 
 STATISTICS = ("entropy", "kl", "cross-entropy", "probability", "rank")
 
@@ -113,10 +125,7 @@ def _evaluate(args: argparse.Namespace, say: Say) -> None:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to fit on")
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
-    )  # fmt: skip
+    add_model(group)
     _add_text(group, "(default: own)")
     group.add_argument("--tokens", type=many, default=100_000, metavar="N", help="of text (default: 100k)")
     _add_context(group)
@@ -153,10 +162,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=many, default=1024, metavar="N", help="tokens of a step (default: 1024)"
     )
     add_machine(parser, batch_size=False)
-    group = parser.add_argument_group("results")
-    group.add_argument("--out", metavar="FOLDER", help="where to (default: results/lens-MODEL)")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
-    add_report(group)
+    add_results(parser, "results/lens-MODEL")
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:

@@ -52,10 +52,7 @@ def silent(_text: str = "") -> None:
 
 def add_question(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the question")
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
-    )  # fmt: skip
+    add_model(group)
     group.add_argument(
         "--dictionaries", metavar="FOLDER",
         help="sparse dictionaries, as interventions.dictionaries.save writes them; or the word `neurons` "
@@ -120,6 +117,13 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(group: Any) -> None:
+    group.add_argument(
+        "--model", default="embedded",
+        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
+    )  # fmt: skip
+
+
 def add_machine(parser: argparse.ArgumentParser, *, batch_size: bool = True) -> None:
     group = parser.add_argument_group("the machine")
     if batch_size:
@@ -131,6 +135,13 @@ def add_machine(parser: argparse.ArgumentParser, *, batch_size: bool = True) -> 
         "--dtype", choices=("float32", "float64", "bfloat16", "float16"), metavar="NAME",
         help="float32, float64, bfloat16, float16 (default: as stored)",
     )  # fmt: skip
+
+
+def add_results(parser: argparse.ArgumentParser, folder: str, *, pictures: bool = True) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--out", metavar="FOLDER", help=f"where to (default: {folder})")
+    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
+    add_report(group, pictures=pictures)
 
 
 def add_report(group: Any, *, pictures: bool = True) -> None:

@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .options import add_debug, add_machine, add_report, command_group, count, natural, positive, silent
+from .options import (
+    add_debug,
+    add_machine,
+    add_model,
+    add_report,
+    add_results,
+    command_group,
+    count,
+    natural,
+    positive,
+    silent,
+)
 
 _ABOUT = """examples:
   circuits shift run --model ./my-model --dictionaries ./my-saes --at resid.11 --biographies 300
@@ -138,10 +149,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="of texts and draws (default: 0)")
     group = parser.add_argument_group("the classifier")
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
-    )  # fmt: skip
+    add_model(group)
     group.add_argument("--at", metavar="SITE", help="what the probe reads (default: resid.N, 2/3 of the way)")
     group.add_argument(
         "--l2", type=positive, default=1.0, metavar="X", help="penalty of the logistic probe (default: 1)"
@@ -171,10 +179,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_contexts(group)
     _add_comparison(parser)
     add_machine(parser)
-    group = parser.add_argument_group("results")
-    group.add_argument("--out", metavar="FOLDER", help="where to (default: results/shift-TEXTS)")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
-    add_report(group)
+    add_results(parser, "results/shift-TEXTS")
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from .options import add_machine, add_report, count, natural, portion, silent
+from .labelled_options import add_some_sites, add_source
+from .options import add_machine, add_model, add_results, count, natural, portion, silent
 
 REGIMES = ("normal", "scarcity", "imbalance", "noise", "shift")
 
@@ -32,42 +33,21 @@ def add_probing(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the command `probing` to those of a group."""
     parser = command("probing", _probing, "probe few features beside strong dense baselines", _PROBING)
     group = parser.add_argument_group("the dictionaries")
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
-    )  # fmt: skip
+    add_model(group)
     group.add_argument(
         "--dictionaries", default="embedded", metavar="PATH_OR_REPO",
         help="a folder or a repository of the hub (default: embedded, the shipped ones)",
     )  # fmt: skip
-    group.add_argument(
-        "--site", "--sites", dest="site", nargs="+", metavar="SITE",
-        help="only these: names or patterns, such as 'resid.*'",
-    )  # fmt: skip
+    add_some_sites(group)
     _add_texts(parser)
     _add_trials(parser)
     add_machine(parser)
-    group = parser.add_argument_group("results")
-    group.add_argument("--out", metavar="FOLDER", help="where to (default: results/probing-DATA)")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
-    add_report(group)
+    add_results(parser, "results/probing-DATA")
 
 
 def _add_texts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the texts")
-    source = group.add_mutually_exclusive_group()
-    source.add_argument("--train", metavar="FILE", help="texts with labels")
-    source.add_argument(
-        "--biographies",
-        type=count,
-        metavar="N",
-        help="written by rules: profession and gender (default: 300)",
-    )
-    source.add_argument(
-        "--bias-in-bios", action="store_true", help="published ones, from the hub (needs `datasets`)"
-    )
-    group.add_argument("--each", type=count, metavar="N", help="published ones of each pair of labels")
-    group.add_argument("--test", metavar="FILE", help="texts to test on (default: a part of --train)")
+    add_source(group, "written by rules: profession and gender (default: 300)")
     group.add_argument(
         "--held-out", type=portion, default=0.4, metavar="PORTION",
         help="of the texts, to test on where there is no --test (default: 0.4)",

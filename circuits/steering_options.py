@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .options import add_machine, add_report, command_group, count, natural, positive, silent
+from .options import (
+    add_machine,
+    add_model,
+    add_report,
+    add_results,
+    command_group,
+    count,
+    natural,
+    positive,
+    silent,
+)
 
 METHODS = ("mean-difference", "pca", "paired-pca", "centred-pca", "lda", "logistic", "linear")
 MEASURES = ("preference", "matching", "divergence", "keywords", "refusal", "fluency")
@@ -136,10 +146,7 @@ _RUN = {"extract": _extract, "apply": _apply, "sweep": _sweep, "evaluate": _eval
 
 def _add_extract(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what differs")
-    group.add_argument(
-        "--model", default="embedded",
-        help="a name on the Hugging Face hub, a folder, or a .gguf file (default: embedded, the shipped one)",
-    )  # fmt: skip
+    add_model(group)
     group.add_argument(
         "--pairs", default="plural_singular", metavar="SOURCE",
         help="a built-in set, or a file (default: plural_singular)",
@@ -240,10 +247,7 @@ def _add_trial(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
         )  # fmt: skip
     _add_change(parser)
     add_machine(parser)
-    group = parser.add_argument_group("results")
-    group.add_argument("--out", metavar="FOLDER", help="where to (default: FOLDER)")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever is in OUT")
-    add_report(group)
+    add_results(parser, "FOLDER")
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
