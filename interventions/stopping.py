@@ -73,7 +73,7 @@ class Probed(nn.Module):
             counted &= attention_mask.bool()
             told["attention_mask"] = attention_mask
         if empty := (~counted.any(1)).nonzero()[:, 0].tolist():
-            raise ValueError(f"Of text {empty[0]} no token counts: there is nothing to classify.")
+            raise ValueError(f"Of text {empty[0]} of a batch no token counts: there is nothing to classify.")
         x = self._held(input_ids, told)
         return self.reading(x, counted.to(x.device))
 

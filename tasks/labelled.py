@@ -177,7 +177,8 @@ class LabelledSet:
         ((1,), (0,), 'many')
 
         Raises:
-            ValueError: a label that is none of the classes, fewer than two of these, or one of them twice.
+            ValueError: a label that is none of the classes, fewer than two of these, or one of them twice; a
+                text of which nothing is left when it is tokenised.
         """
         known = self.classes if classes is None else tuple(classes)
         if len(set(known)) < max(2, len(known)):
@@ -188,12 +189,14 @@ class LabelledSet:
             raise ValueError(f"{missing[0]!r} is none of the classes {', '.join(known)}.")
         place = {label: i for i, label in enumerate(known)}
         encoder = Encoder.of(tokenizer, [Pair(one.text, None, ()) for one in self])
-        pairs = []
+        special, pairs = {*encoder.opening, *getattr(tokenizer, "all_special_ids", ())}, []
         for one in self:
+            if special.issuperset(ids := encoder.ids(one.text)):
+                raise ValueError(f"Nothing is left of the text {one.text!r:.60} when it is tokenised.")
             right = place[one.label]
             foils = tuple(i for i in range(len(known)) if i != right)
             case = "/".join(filter(None, one.group))
-            pairs.append(Pair(encoder.ids(one.text), None, (right,), foils, case))
+            pairs.append(Pair(ids, None, (right,), foils, case))
         return Task(self.name, pairs, LogitDifference(), self.description)
 
     def save(self, path: str | Path) -> None:

@@ -172,3 +172,14 @@ def test_classes_that_do_not_fit_the_labels_are_refused(classes, said):
         texts.task(Letters(), classes)
     with pytest.raises(ValueError, match="one of two classes"):
         texts.where(lambda one: one.label == "nurse").task(Letters())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_text_of_which_nothing_is_left_is_told(first):
+    class Quiet(Letters):
+        def encode(self, text, *, add_special_tokens=True):
+            return super().encode(text.replace("-", ""), add_special_tokens=add_special_tokens)
+
+    texts = [LabelledText("ab", "nurse"), LabelledText("--", "professor")]
+    with pytest.raises(ValueError, match="Nothing is left of the text '--' when it is tokenised"):
+        LabelledSet("jobs", texts[:: -1 if first else 1]).task(Quiet())

@@ -139,7 +139,9 @@ def test_tokens_that_open_a_text_do_not_count():
         torch.testing.assert_close(found[:, -1], probe().logits(read), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found[:, 0], probe().logits(torch.zeros(3, WIDTH)))
     rows[2] = 63
-    with pytest.raises(ValueError, match="Of text 2 no token counts: there is nothing to classify"):
+    with pytest.raises(
+        ValueError, match="Of text 2 of a batch no token counts: there is nothing to classify"
+    ):
         model.probed(probe(), at="resid.1").logits(rows)
 
 

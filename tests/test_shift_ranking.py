@@ -235,6 +235,32 @@ def test_classes_in_the_wrong_order_are_told():
         ranking(model, given, coders("resid.1"), classes=order, progress=False)
 
 
+def test_the_names_of_a_classifiers_classes_say_their_order():
+    bare, held, given = classifier().inner, coders("resid.1"), texts()
+    assert given.classes == LABELS
+    named = bare.probed(probe(), at="resid.1", classes=LABELS[::-1])
+    found = ranking(named, given, held, progress=False)
+    assert list(found) == list(_ranked_as(named, given, held, LABELS[::-1]))
+    unnamed = bare.probed(probe(), at="resid.1")
+    assert list(ranking(unnamed, given, held, progress=False)) == list(
+        _ranked_as(unnamed, given, held, LABELS)
+    )
+
+
+def _ranked_as(model, given, held, classes):
+    return ranking(model, given, held, classes=classes, progress=False)
+
+
+def test_labels_that_are_not_the_classes_are_told():
+    model, held = classifier(classes=3), coders("resid.1")
+    with pytest.raises(ValueError, match="tells 3 classes apart, and these are 2: nurse, professor"):
+        ranking(model, texts(), held, progress=False)
+    with pytest.raises(ValueError, match="tells 2 classes apart, and these are 3"):
+        _ranked_as(classifier(), texts(), held, (*LABELS, "painter"))
+    with pytest.raises(ValueError, match="are of tokens, and labels are asked about: make it a classifier"):
+        ranking(model.inner, texts(), held, progress=False)
+
+
 def test_bad_input_is_told():
     model, held = classifier(), coders("resid.1")
     with pytest.raises(ValueError, match="most=0"):

@@ -15,6 +15,7 @@ from tasks import LabelledSet
 
 from ..attribution import Method
 from ..discovery import prompts
+from .asking import asked
 from .ranking import of_text
 
 
@@ -56,7 +57,7 @@ def attributions(
             f"more; these have {', '.join(map(repr, texts.attributes))}."
         )
     turned = replace(texts, texts=[replace(one, label=one.spurious, spurious=one.label) for one in texts])
-    task = turned.task(model.tokenizer, tuple(classes or texts.attributes))
+    task = asked(model, turned, classes)
     counted: Counter[str] = Counter()
     clean: dict[str, float] = defaultdict(float)
     sums: dict[tuple[str, str], Tensor] = {}

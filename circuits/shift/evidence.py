@@ -57,7 +57,7 @@ def evidence(
         model: the classifier of the ranking.
         attribute: a probe of the spurious label, at the site and with the pooling of the classifier, or a
             classifier of its own (`inner.probed(probe, at=site)`).
-        attributes: the spurious labels in the order of its classes, by default that of `texts`.
+        attributes: the spurious labels in the order of its classes, by default as `classes` of `ranking`.
         method: how effects on it are worked out; the first order is exact at the site of a linear probe.
         other: more text to show contexts of, whatever dictionaries can be trained on.
         n: as many contexts of each feature, `before` and `after` so many tokens about the peak.
@@ -85,9 +85,9 @@ def evidence(
     elsewhere = {} if other is None else _elsewhere(inner, dictionaries, other, chosen, n, before, after)
     given = None
     if attribute is not None:
-        asked = attribute if isinstance(attribute, Model) else _probed(model, attribute)
+        of_attribute = attribute if isinstance(attribute, Model) else _probed(model, attribute)
         given = attributions(
-            asked, texts, dictionaries, chosen,
+            of_attribute, texts, dictionaries, chosen,
             method=method, classes=attributes, batch_size=batch_size, progress=progress,
         )  # fmt: skip
     ids = [reading.ids for reading in found]

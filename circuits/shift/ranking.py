@@ -24,6 +24,7 @@ from ..discovery import identity, memory_advice, prompts, run_settings, versions
 from ..effects import Effects, SiteEffects
 from ..selection import top
 from ..tally import Tally
+from .asking import asked
 from .saved import described, differing, load, save
 
 
@@ -184,12 +185,14 @@ def ranking(
         model: a classifier, whose logits after the last token are of classes: `model.probed(probe, at=site)`.
         texts: those that the classifier was trained on, say; or a task of unpaired prompts, whose answers and
             foils are classes.
-        classes: the labels in the order of the classifier's classes, by default that of `texts`.
+        classes: the labels in the order of the classifier's classes, by default the names of these, where the
+            labels are among them, else the labels in the order in which they appear.
         most: how many features are listed.
 
     Raises:
         LookupError: a dictionary at a site that the model does not have.
-        ValueError: no dictionaries, paired prompts, nothing with an effect, a checkpoint of another run.
+        ValueError: no dictionaries, paired prompts, nothing with an effect, a checkpoint of another run;
+            labels about which a model of tokens is asked, or another number of them than of its classes.
         MemoryError: out of memory; says which batch size to try.
     """
     if most < 1:
@@ -197,7 +200,7 @@ def ranking(
     bound = splices(model, dictionaries)
     if not bound:
         raise ValueError("There are no dictionaries, so there are no features to rank.")
-    task = texts if isinstance(texts, Task) else texts.task(model.tokenizer, classes)
+    task = texts if isinstance(texts, Task) else asked(model, texts, classes)
     batches = prompts(model, task, batch_size)
     if any(batch.patch is not None for batch in batches):
         raise ValueError(f"The prompts of {task.name} are paired; a classifier is asked about single texts.")
