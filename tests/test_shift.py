@@ -237,15 +237,33 @@ def test_texts_that_tell_nothing_spurious_are_refused(model):
         trial(model, pairs=dict.fromkeys(NOUNS, "before"))
 
 
+def test_texts_to_train_on_may_lack_it_in_part(model):
+    some = [LabelledText(text.text, text.label, text.spurious * (i % 3 == 0)) for i, text in enumerate(TRAIN)]
+    assert trial(model, train=LabelledSet("some", some)).pairing == {"animal": "before", "thing": "after"}
+
+
+def test_pairs_are_of_the_labels(model):
+    with pytest.raises(ValueError, match="pairs: no text to train on is 'dog'; there are"):
+        trial(model, pairs={"dog": "before"})
+
+
+@pytest.mark.parametrize("which", ["test", "known"])
+def test_a_spurious_label_that_goes_with_a_label_is_there_to_test_and_to_train_on(model, which):
+    some = TEST.where(lambda text: text.spurious == "before")
+    with pytest.raises(ValueError, match=f"{which}: no text is 'after', which goes .*; there are before"):
+        trial(model, **{which: some})
+
+
 def test_a_dictionary_after_the_probe_is_refused(model, dictionaries):
     with pytest.raises(ValueError, match=r"a dictionary at resid\.1, which comes after resid\.0"):
         check_before(trial(model, at="resid.0"), {**dictionaries, "resid.1": SparseCoder.random(64, 8)})
 
 
 def test_a_text_with_nothing_left_after_tokenisation_is_named(model):
-    empty = LabelledSet("empty", [*TRAIN, LabelledText("<bos>", "animal", "before")])
-    with pytest.raises(ValueError, match="text 24, '<bos>'"):
-        trial(model, train=empty).fit(empty)
+    for which, some in (("train", TRAIN), ("test", TEST), ("known", KNOWN)):
+        empty = LabelledSet("empty", [*some, LabelledText("<bos>", "animal", "before")])
+        with pytest.raises(ValueError, match=f"{which}: text {len(some)}, '<bos>'"):
+            trial(model, **{which: empty})
 
 
 # --- heads of their own -------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from planted import NOUNS, WORDS, double, texts, token, words
@@ -21,8 +23,9 @@ from circuits.shift import (
     random_features_retrained,
     words_deleted,
 )
+from circuits.shift.shift import ranked, shown
 from circuits.shift.skylines import mean_ablation, spurious_features
-from interventions.concepts.ablation import ablated_means
+from interventions.concepts.ablation import ablated_means, active_features
 from tasks import LabelledSet, LabelledText
 
 TRAIN = texts(12, ambiguous=True)
@@ -106,6 +109,8 @@ def test_random_features_of_all_that_are_active_leave_nothing(model, trial, dict
     everything = {"embed": list(range(140))}
     found = random_features(trial, dictionaries, everything, draws=1)
     assert found.spurious.mean == found.intended.mean == 0.5
+    active = active_features(model, dictionaries, [text.text for text in TRAIN], progress=False)
+    assert found.ablated == {"embed": len(active["embed"])}  # and not 140
     texts = [text.text for text in TEST][:3]
     left = ablated_means(model, dictionaries, texts, everything, at="embed", progress=False)
     assert left.abs().max() < 1e-9
@@ -196,3 +201,44 @@ def test_three_labels_are_told_apart(model):
     scores = oracle(found)
     assert len(scores.classes) == 3 and scores.n == 6 * 4
     assert scores.intended.mean > 0.9 and biased(found).intended.mean < scores.intended.mean
+
+
+def test_a_spurious_label_of_several_labels_leaves_the_skylines_out(model, dictionaries):
+    third = [
+        LabelledText(f"The {word} {noun} near the {word} wall .", "person", spurious)
+        for noun in ("boy", "girl", "king", "doctor")
+        for spurious, word in WORDS.items()
+    ]
+    train = LabelledSet("three", [*TRAIN, *(one for one in third if one.spurious == "after")])
+    test, known = (LabelledSet("three", [*texts, *third]) for texts in (TEST, KNOWN))
+    found = Trial(model, train, test, "embed", known, progress=False)
+    with pytest.raises(ValueError, match="Each spurious label has to go with one label"):
+        spurious_features(found, dictionaries, 2)
+    methods = [one.method for one in compared(found, dictionaries, {}, draws=0)]
+    assert methods == ["biased probe", "SHIFT", "SHIFT, retrained", "LEACE", "LEACE, retrained", "oracle"]
+
+
+@pytest.mark.parametrize("which", ["test", "known"])
+def test_a_third_spurious_label_goes_with_no_label(model, dictionaries, which):
+    def three(texts):
+        more = [LabelledText(one.text.replace("old", "small"), one.label, "size") for one in texts]
+        return LabelledSet("three", [*texts, *(one for one in more if "small" in one.text)])
+
+    sets = {"test": TEST, "known": KNOWN}
+    sets[which] = three(sets[which])
+    found = Trial(model, TRAIN, **sets, at="embed", progress=False)
+    assert found.attributes == ("before", "after", "size")[: 3 if which == "known" else 2]
+    dossier = shown(found, dictionaries, ranked(found, dictionaries, most=3))
+    assert all(one.attribution is not None for one in dossier)
+    methods = [one.method for one in compared(found, dictionaries, {}, draws=0)]
+    assert ("feature skyline" in methods) == (which == "test") and "LEACE" in methods
+    assert oracle(found).spurious.mean == (1 / 2 if which == "known" else 1 / 3)
+
+
+def test_what_is_remembered_of_a_dictionary_is_not_said_of_another_one(model):
+    # by its id, which a new one may get when the old one is gone
+    found, held = Trial(model, TRAIN, TEST, "embed", KNOWN, progress=False), {"embed": words(model)}
+    before = spurious_features(found, held, 2)
+    old = weakref.ref(held["embed"])
+    held["embed"] = words(model)
+    assert old() is not None and spurious_features(found, held, 2) == before

@@ -79,23 +79,21 @@ def random_features(
     trial: Trial, dictionaries: Dictionaries, features: Features, *, draws: int = 5
 ) -> Scores:
     """The biased probe without as many features of the same sites, drawn from those active on the training
-    texts: the mean over draws."""
-    logits = [
-        trial.probe.logits(trial.ablated(trial.test, dictionaries, drawn))
-        for drawn in _draws(trial, dictionaries, features, draws)
-    ]
-    return trial.scores("random features", logits, ablated=counted(features))
+    texts, or without all of these where there are fewer: the mean over draws."""
+    every_draw = _draws(trial, dictionaries, features, draws)
+    logits = [trial.probe.logits(trial.ablated(trial.test, dictionaries, drawn)) for drawn in every_draw]
+    return trial.scores("random features", logits, ablated=counted(every_draw[0]))
 
 
 def random_features_retrained(
     trial: Trial, dictionaries: Dictionaries, features: Features, *, draws: int = 5
 ) -> Scores:
     """The same draws with a probe fitted again to ambiguous texts without them."""
-    logits = []
-    for drawn in _draws(trial, dictionaries, features, draws):
+    every_draw, logits = _draws(trial, dictionaries, features, draws), []
+    for drawn in every_draw:
         train, test = (trial.ablated(texts, dictionaries, drawn) for texts in (trial.train, trial.test))
         logits.append(trial.fit(trial.train, train).logits(test))
-    return trial.scores("random features, retrained", logits, ablated=counted(features))
+    return trial.scores("random features, retrained", logits, ablated=counted(every_draw[0]))
 
 
 def words_deleted(trial: Trial, delete: Callable[[Sequence[str]], Sequence[str]]) -> Scores:

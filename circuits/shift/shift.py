@@ -152,7 +152,11 @@ def compared(
     draws: int = 5,
     needs: str = "a judge",
 ) -> tuple[Scores, ...]:
-    """SHIFT with these features, and every baseline that there is what it needs for."""
+    """SHIFT with these features, and every baseline that there is what it needs for.
+
+    Skylines take the spurious label for the label, so they are left out where one goes with several labels,
+    or with none.
+    """
     check_before(trial, dictionaries)
     check_features(trial.reader, dictionaries, features)
     n = sum(skylines.counted(features).values())
@@ -166,11 +170,12 @@ def compared(
         found.append(baselines.concept_bottleneck(trial, words))
     if delete is not None:
         found.append(baselines.words_deleted(trial, delete))
-    if trial.known is not None:
+    if trial.known is not None and trial.one_to_one:
         sites = [site.name for site in splices(trial.reader, dictionaries)]
         found.append(skylines.neuron_skyline(trial, sites, n))
         found.append(skylines.feature_skyline(trial, dictionaries, n))
         found.append(skylines.feature_skyline_retrained(trial, dictionaries, n))
+    if trial.known is not None:
         found += [baselines.erased(trial), baselines.erased_retrained(trial), baselines.oracle(trial)]
     return tuple(found)
 

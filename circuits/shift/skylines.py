@@ -101,14 +101,16 @@ def spurious_features(
     if n < 1:
         return {}
 
+    held = dict(dictionaries)
+
     def made() -> Ranking:
         some = trial.by_spurious(_some(known, texts))
         return ranking(
-            trial.probed, some, dictionaries, classes=trial.classes, method=method, most=10**9,
+            trial.probed, some, held, classes=trial.classes, method=method, most=10**9,
             batch_size=trial.batch_size, progress=trial.progress,
         )  # fmt: skip
 
-    found = trial.kept("spurious", (key(dictionaries), texts, method), made, dictionaries)
+    found = trial.kept("spurious", (key(held), texts, method), made, held)
     helpful = [one for one in found if one.effect > 0][:n]
     return {
         site: sorted(one.feature for one in helpful if one.site == site)

@@ -14,10 +14,12 @@ from torch import Tensor
 from interventions.binding import Dictionaries, splices
 from interventions.concepts.ablation import Features, ablated_means, check_features, site_means, without
 from interventions.concepts.pooled import Pooled, pooled
+from interventions.features.passes import readings
 from interventions.intervention import Intervention
 from interventions.model import Model
 from interventions.probed import Classifier, ProbedModel
 from interventions.probing import Logistic, Probe, Recipe
+from interventions.steering.token_choice import every
 from tasks import LabelledSet
 
 from .scores import Scores, scored
@@ -42,7 +44,8 @@ class Trial:
 
     Raises:
         ValueError: a single label, a pair of labels without a text in `test` or `known`, labels that these
-            have and `train` has not, the same spurious label with all labels.
+            have and `train` has not, the same spurious label with all labels, a text without a token that
+            counts.
         LookupError: a site that the model does not have.
     """
 
@@ -68,6 +71,9 @@ class Trial:
                 f"All {len(self.train)} texts to train on have the label {self.train[0].label!r}: a "
                 "classifier tells at least two apart."
             )
+        for name in ("train", "test", "known"):
+            if (texts := getattr(self, name)) is not None:
+                readings(self.model, [one.text for one in texts], every, name=f"{name}: text")
         put(self, "test", self._balanced(self.test, "test"))
         if self.known is not None:
             put(self, "known", self._balanced(self.known, "known"))
@@ -140,8 +146,9 @@ class Trial:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """The spurious labels: those that go with labels first, in the order of these."""
-        return tuple(dict.fromkeys([*self.pairing.values(), *self.test.attributes]))
+        """The spurious labels of `known`, or of `test`: those that go with labels first, in their order."""
+        texts = self.test if self.known is None else self.known
+        return tuple(dict.fromkeys([*self.pairing.values(), *texts.attributes]))
 
     @cached_property
     def spurious_probe(self) -> Any:
@@ -180,6 +187,11 @@ class Trial:
     def with_texts(self, texts: LabelledSet, by: Sequence[str]) -> LabelledSet:
         """The labels of texts with other texts."""
         return replace(texts, texts=[replace(one, text=text) for one, text in zip(texts, by, strict=True)])
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether each spurious label goes with one label, so that it can be taken for that."""
+        return len(set(self.pairing.values())) == len(self.classes) == len(self.attributes)
 
     def by_spurious(self, texts: LabelledSet) -> LabelledSet:
         """Texts with the label that goes with their spurious one.
@@ -242,16 +254,24 @@ class Trial:
     def _paired(self, given: Mapping[str, str] | None) -> dict[str, str]:
         counts = self.train.groups
         found = dict(given or {})
+        if strange := set(found) - set(self.classes):
+            raise ValueError(
+                f"pairs: no text to train on is {min(strange)!r}; there are {', '.join(self.classes)}."
+            )
         for label in self.classes:
             if label not in found:
-                most = max((group for group in counts if group[0] == label), key=lambda group: counts[group])
-                found[label] = most[1]
+                said = {group[1]: n for group, n in counts.items() if group[0] == label and group[1]}
+                found[label] = max(said, key=lambda spurious: said[spurious], default="")
         if missing := [label for label in self.classes if not found[label]]:
             raise ValueError(
                 f"No text to train on says which spurious label goes with {missing[0]!r}: give `pairs`."
             )
-        if unseen := set(found.values()) - set(self.test.attributes):
-            raise ValueError(f"No text to test on is {min(unseen)!r}, which goes with a label in training.")
+        for name, texts in (("test", self.test), ("known", self.known)):
+            if texts is not None and (unseen := set(found.values()) - set(texts.attributes)):
+                raise ValueError(
+                    f"{name}: no text is {min(unseen)!r}, which goes with a label in training; there are "
+                    f"{', '.join(texts.attributes)}."
+                )
         if len(set(found.values())) == 1:
             raise ValueError(
                 f"{next(iter(found.values()))!r} goes with every label: there is nothing spurious to learn."
