@@ -122,6 +122,16 @@ def test_of_every_class_the_same_share_is_held_out():
         Trained(validation=0.5).fit(x[:3], y[:3])
 
 
+@pytest.mark.parametrize("standardise", [True, False])
+def test_nothing_is_learned_from_what_is_held_out(standardise):
+    x, y = blobs(90, 3)
+    how = Trained(validation=0.2, standardise=standardise)
+    held = Activations({"": torch.arange(90)[:, None]}, y).split(0.2, seed=0)[0][""][:, 0]
+    other = x.clone()
+    other[held] = 100 * x[held] + 5
+    torch.testing.assert_close(how.fit(x, y).weights, how.fit(other, y).weights, rtol=0, atol=0)
+
+
 def test_standardised_training_makes_a_probe_of_raw_activations():
     x, y = blobs()
     size = torch.tensor([1e-3, 1, 1, 1e3, 1, 1], dtype=torch.float64)

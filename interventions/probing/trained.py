@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .activations import Activations
@@ -26,11 +26,12 @@ class Trained:
     """Minibatches and AdamW (Loshchilov and Hutter 2019), with `hidden` layers of ReLUs or without.
 
     Learning rate, epochs and batch size are those of SHIFT (Marks et al. 2024, section 4), whose probe reads
-    raw activations: `standardise=False`. As a rule they are standardised, which is then folded into the first
-    layer. `validation` is the share of the examples that are held out, of each class alike: the weights kept
-    are those of the epoch of least loss on these, and `patience` epochs without a lower one end the training.
-    `class_weights`, "balanced" or a number for each class, say how much an example of a class counts. `l1` is
-    a penalty on the sizes of the first layer's weights, beside the decay of all.
+    raw activations: `standardise=False`. As a rule they are standardised, by the examples that are learned
+    from, which is then folded into the first layer. `validation` is the share of the examples that are held
+    out, of each class alike: the weights kept are those of the epoch of least loss on these, and `patience`
+    epochs without a lower one end the training. `class_weights`, "balanced" or a number for each class, say
+    how much an example of a class counts. `l1` is a penalty on the sizes of the first layer's weights, beside
+    the decay of all.
 
     >>> x = torch.tensor([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
     >>> Trained(epochs=200).fit(x, [0, 0, 1, 1]).predict(x)
@@ -56,6 +57,8 @@ class Trained:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden, Sequence):
+            raise TypeError(f"hidden={self.hidden!r}: the sizes of the hidden layers, such as (8,).")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "class_weights", settled(self.class_weights))
         if min(*self.hidden, self.epochs, self.batch_size, self.patience or 1) < 1 or self.patience == 0:
@@ -82,10 +85,11 @@ class Trained:
         Raises ValueError where training diverges, and where a part would have no example of some class.
         """
         x, found = statements(x, labels)
-        centre, scale = x.mean(0), spread(x)
+        held = self._held_out(found)
+        centre, scale = x[~held].mean(0), spread(x[~held])
         if not self.standardise:
             centre, scale = torch.zeros_like(centre), torch.ones_like(scale)
-        run = _Run.of(self, (x - centre) / scale, found)
+        run = _Run.of(self, (x - centre) / scale, found, held)
         layers, losses = run.trained()
         layers[0] = layers[0] / scale
         layers[1] = layers[1] - layers[0] @ centre
@@ -96,6 +100,13 @@ class Trained:
             return MLPProbe(layers[::2], layers[1::2], how)
         weights, bias = layers
         return Probe(weights[0], bias[0], how) if len(bias) == 1 else Probe(weights, bias, how)
+
+    def _held_out(self, labels: Int[Tensor, " example"]) -> Bool[Tensor, " example"]:
+        held = torch.zeros(len(labels), dtype=torch.bool)
+        if self.validation:
+            rows = Activations({"": torch.arange(len(labels))[:, None]}, labels)
+            held[rows.split(self.validation, seed=self.seed)[0][""][:, 0]] = True
+        return held
 
 
 Examples = tuple[Float[Tensor, "example d_model"], Int[Tensor, " example"], Float[Tensor, " example"]]
@@ -113,13 +124,9 @@ class _Run:
     epochs: int = 0
 
     @classmethod
-    def of(cls, how: Trained, x: Tensor, labels: Tensor) -> _Run:
+    def of(cls, how: Trained, x: Tensor, labels: Tensor, held: Tensor) -> _Run:
         weights = settled(how.class_weights)
         each = torch.ones(len(x), dtype=x.dtype) if weights is None else example_weights(labels, weights)
-        held = torch.zeros(len(x), dtype=torch.bool)
-        if how.validation:
-            rows = Activations({"": torch.arange(len(x))[:, None]}, labels)
-            held[rows.split(how.validation, seed=how.seed)[0][""][:, 0]] = True
         parts = [(x[some], labels[some], each[some]) for some in (~held, held)]
         classes = int(labels.max()) + 1
         sizes = [x.shape[1], *how.hidden, 1 if classes == 2 else classes]
