@@ -137,8 +137,8 @@ def test_what_the_language_model_reads_says_professions_and_nothing_of_their_gen
 @pytest.mark.slow
 def test_the_pattern_of_the_paper_in_a_recurrent_model(examples, tmp_path):
     models = examples["shift_models"]
-    texts = models.pools()
-    subject = models.recurrent(texts, tmp_path, features=256, k=8, steps=700)
+    texts = models.pools(unlabelled=3000)
+    subject = models.recurrent(texts, tmp_path, features=256, k=8, steps=1000)
     own = replace(subject, dictionaries={subject.at: subject.dictionaries[subject.at]})
     found = examples["shift"].experiment("recurrent", own, texts, 1, tmp_path)
     right = {row.method: row.intended.mean for row in found.rows}
