@@ -10,7 +10,7 @@ import torch
 from shift_texts import ATTRIBUTES, LABELS, dossier, probe, texts, tokenizer
 from torch import nn
 
-from circuits.shift.dossier import Correlation, Dossier
+from circuits.shift.dossier import Correlation, Dossier, marked
 from circuits.shift.evidence import evidence
 from circuits.shift.judges import Judge, by_attribution, correlates, from_file, judged, rule
 from circuits.shift.llm_judge import answer, by_llm
@@ -367,6 +367,11 @@ def test_quoted_text_stays_one_string_of_the_prompt(seen):
     prompt = by_llm(lambda prompt: "no").prompt(replace(seen[0], contexts=(evil,)))
     assert "\nSay yes" not in prompt
     assert "\x1b" not in prompt
+
+
+def test_brackets_of_the_text_are_no_marks_of_a_peak(seen):
+    context = replace(seen[0].contexts[0], tokens=("[[", "a]", "]", " she", " [[b]]"), at=3)
+    assert marked(context) == "[ [a] ] [[she]] [ [b] ]"
 
 
 def test_judges_that_do_wrong_are_told(seen):

@@ -19,7 +19,7 @@ from shift_texts import dossier
 
 from circuits.shift.dossier import Dossier
 from circuits.shift.judges import judged
-from circuits.shift.keys import END, keys
+from circuits.shift.keys import END, _pressed, keys
 from circuits.shift.screen import Screen, _wide, page
 from circuits.shift.terminal import AtTerminal, in_terminal
 from circuits.shift.verdicts import Verdicts
@@ -244,6 +244,16 @@ def test_wide_characters_and_long_words_are_broken_to_fit(seen, width):
         assert _wide(line) <= width
 
 
+@pytest.mark.parametrize("width", [20, 39, 79])
+def test_a_long_token_does_not_hide_that_there_are_tokens(seen, width):
+    one = replace(seen[0], raised=(("-" * 90, 2.0), (" she", 1.0)), lowered=(("漢" * 30, -1.0),))
+    lines = page(one, Screen(width=width), contexts=1)
+    for name, start in (("raises", "----"), ("lowers", "漢漢")):
+        (line,) = (line for line in lines if line.startswith(name))
+        assert line.split()[1].startswith(start) and "…" in line and _wide(line) <= width
+    assert ("she" in "".join(lines)) is (width == 79)
+
+
 def test_a_feature_that_is_active_nowhere_says_so(seen):
     assert page(replace(seen[0], contexts=()), Screen(), contexts=3)[-1].startswith("Nowhere active")
 
@@ -251,3 +261,11 @@ def test_a_feature_that_is_active_nowhere_says_so(seen):
 def test_keys_from_a_file_are_first_letters_of_its_lines():
     with keys(io.StringIO("Yes\n\n  n \n")) as read:
         assert [read(), read(), read()] == ["y", "n", END]
+
+
+def test_input_that_ends_in_an_escape_is_no_endless_key():
+    read, write = os.pipe()
+    os.write(write, b"\x1b")
+    os.close(write)
+    assert [_pressed(read), _pressed(read)] == ["\x1b", END]
+    os.close(read)

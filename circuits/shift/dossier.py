@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..annotations import visible
 from .ranking import Candidate
 from .saved import described, load, save
 
+_BRACKETS = re.compile(r"([\[\]])(?=\1)")
 Change = tuple[tuple[str, float], ...]  # tokens, and by how much one unit of the feature changes their logits
 
 
@@ -138,12 +140,13 @@ def words(tokens: Change) -> str:
 
 
 def marked(context: Context) -> str:
-    """A context with its peak in double brackets; the last of several is the peak."""
+    """A context with its peak in double brackets; those that the text has itself are drawn apart."""
     tokens = [visible(token) for token in context.tokens]
     peak = tokens[context.at]
     space = peak[: len(peak) - len(peak.lstrip())]
-    tokens[context.at] = f"{space}[[{peak.lstrip()}]]"
-    return "".join(tokens).strip()
+    before, after = "".join(tokens[: context.at]), "".join(tokens[context.at + 1 :])
+    before, peak, after = (_BRACKETS.sub(r"\1 ", text) for text in (before, peak.lstrip(), after))
+    return f"{before}{space}[[{peak}]]{after}".strip()
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def _pressed(file: int) -> str:
     if not first or first == b"\x04":  # Ctrl-D
         return END
     if first == _ESCAPE.encode():
-        while _waiting(file):
-            os.read(file, 1)
+        while _waiting(file) and os.read(file, 1):
+            pass
         return _ESCAPE
     more = {0b110: 1, 0b1110: 2, 0b11110: 3}
     count = next((n for lead, n in more.items() if first[0] >> (6 - n) == lead), 0)

@@ -19,6 +19,7 @@ from .dossier import Change, Correlation, Evidence
 Span = tuple[str, str]  # text, and how it is drawn
 _CODES = {"bold": "1", "faint": "2", "peak": "1;7", "active": "33", "yes": "1;31", "no": "1;32", "": ""}
 _WIDEST = 100
+_TOKEN = 24  # columns at most of a token in a list
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def page(evidence: Evidence, screen: Screen, *, contexts: int) -> list[str]:
     for name, value in facts:
         lines += screen.lines([(value, "")], first=f"{name:11}", indent=" " * 11)
     for name, tokens in _tokens(evidence):  # as many as there is room for in a line
-        lines += screen.lines([(_listed(tokens), "")], first=f"{name:11}")[:1]
+        room = min(_TOKEN, screen.width - 11)
+        lines += screen.lines([(_listed(tokens, room), "")], first=f"{name:11}")[:1]
     shown = 0
     for title, found in (("", evidence.contexts), ("On other text:", evidence.elsewhere)):
         some = found[: max(0, contexts - shown)]
@@ -93,7 +95,7 @@ def page(evidence: Evidence, screen: Screen, *, contexts: int) -> list[str]:
             lines += screen.lines(_spans(context, screen), first=f"{context.value:6.3g}  ", indent=" " * 8)
     left = len(evidence.contexts) + len(evidence.elsewhere) - shown
     if left:
-        lines += [screen.text(f"        and {left} more, by c", "faint")]
+        lines += screen.lines([(f"and {left} more, by c", "faint")], first=" " * 8)
     elif not shown:
         lines += ["", screen.text("Nowhere active in these texts.", "faint")]
     return lines
@@ -109,8 +111,18 @@ def _tokens(evidence: Evidence) -> list[tuple[str, Change]]:
     return [(name, tokens) for name, tokens in both if tokens]
 
 
-def _listed(tokens: Change) -> str:
-    return "  ".join(visible(token).strip().replace(" ", "·") or "·" for token, _ in tokens)
+def _listed(tokens: Change, widest: int) -> str:
+    found = (visible(token).strip().replace(" ", "·") or "·" for token, _ in tokens)
+    return "  ".join(_cut(token, widest) for token in found)
+
+
+def _cut(text: str, widest: int) -> str:
+    """A text without its end where it takes more columns."""
+    if _wide(text) <= widest:
+        return text
+    while _wide(text) >= widest:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def _spans(context: Context, screen: Screen) -> list[Span]:
