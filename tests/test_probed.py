@@ -344,6 +344,17 @@ def test_a_fingerprint_hangs_on_the_model_the_site_the_pooling_and_the_probe():
     assert model.probed(probe(), at="resid.1").fingerprints == {found[0], model.fingerprint}
 
 
+def test_probes_that_differ_in_a_single_weight_make_other_classifiers():
+    model, plain = tiny("llama"), probe()
+    found = set()
+    for at in [None, *range(plain.weights.numel())]:
+        weights = plain.weights.clone()
+        if at is not None:
+            weights.view(-1)[at] += 1
+        found.add(model.probed(Probe(weights, plain.bias), at="resid.1").fingerprint)
+    assert len(found) == 1 + plain.weights.numel()
+
+
 def test_features_ablated_at_the_site_are_those_of_the_closed_form():
     model = tiny("llama")
     probed = model.probed(probe(), at="resid.1")
