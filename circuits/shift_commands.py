@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from tasks import LabelledSet
 from .files import writable
 from .question import Say, checked_device, whole_path
 from .record import Clock, interruptible
+from .shift.baselines import check_words, deleted
 from .shift.dossier import Dossier
 from .shift.judges import Judge, by_attribution, correlates, from_file, judged
 from .shift.ranking import Ranking
@@ -39,9 +41,10 @@ from .shift_folder import (
     options,
     read_settings,
     required,
+    texts_in,
     verdicts_in,
 )
-from .shift_texts import Texts, deletion
+from .shift_texts import Delete, Texts, deletion
 
 __all__ = ["Reporting", "Shifting", "judge", "report", "run"]
 LATER = "later"
@@ -66,17 +69,19 @@ def run(
     clock = Clock()
     asked = asked.resolved()
     judging = _judge(judge, contexts)
-    deletion(reporting.delete, gendered=_gendered(asked))
+    delete = deletion(reporting.delete, gendered=_gendered(asked))
     folder = writable(out or Path("results") / asked.name)
-    if fresh:
-        discard(folder)
-    check_same(folder, asked)
-    _check_judge(folder, judge)
-    again = RUN in read_settings(folder)
-    texts = Texts.load(folder / TEXTS) if again else asked.texts
+    before = read_settings(folder).get(RUN, {})
+    if not (before and fresh):
+        check_same(folder, asked)
+        _check_judge(folder, judge)
+    going_on = {} if fresh else before
+    texts = texts_in(folder, asked) if going_on else asked.texts
     _check_known(texts, judge)
-    done = begun(folder, asked, texts, progress=progress, say=say)
-    if not again:  # what was refused so far leaves nothing behind
+    done = begun(folder, asked, texts, going_on, progress=progress, say=say)
+    _check_comparison(done, reporting, delete)
+    if not going_on:  # what was refused so far leaves nothing behind, and takes nothing away
+        discard(folder)
         texts.save(folder / TEXTS)
     record = {"command": command, "options": options(asked), "model": done.trial.model.fingerprint}
     note(folder, RUN, record)
@@ -91,8 +96,8 @@ def run(
             say(f"\nWritten to {folder} after {clock}: {RANKING}, {EVIDENCE}, {SETTINGS}.")
             say(f"`circuits shift judge {folder}` asks you about every feature.")
             return
+        note(folder, RUN, {"judge": judge})  # first, so that no other one goes on with its verdicts
         verdicts = judged(dossier, judging, folder / VERDICTS, progress=progress)
-        note(folder, RUN, {"judge": judge})
         clock.lap("judging")
         say(f"Verdicts      {_counted(verdicts, dossier)}\n")
         if verdicts:
@@ -134,7 +139,7 @@ def report(
     dossier = evidence_in(folder)
     found = verdicts_in(folder, verdicts, dossier)
     asked = asked_in(folder)
-    deletion(reporting.delete, gendered=_gendered(asked))
+    delete = deletion(reporting.delete, gendered=_gendered(asked))
     target = writable(out or folder)
     asked = replace(
         asked,
@@ -143,7 +148,9 @@ def report(
         dtype=dtype or asked.dtype,
         batch_size=batch_size,
     )
-    done = begun(folder, asked, Texts.load(folder / TEXTS), progress=progress, say=say)
+    before = read_settings(folder)[RUN]
+    done = begun(folder, asked, Texts.load(folder / TEXTS), before, progress=progress, say=say)
+    _check_comparison(done, reporting, delete)
     say(f"Verdicts      {_counted(found, dossier)}\n")
     with interruptible(f"`circuits shift report {folder}` begins anew."):
         written = _reported(done, found, target, reporting, pictures, say)
@@ -257,8 +264,22 @@ def _check_known(texts: Texts, judge: str) -> None:
         )
 
 
+def _check_comparison(done: Begun, reporting: Reporting, delete: Delete | None) -> None:
+    """Raises ValueError for words that the baselines could make nothing of, before anything is worked out."""
+    if reporting.words is not None:
+        check_words(done.trial, reporting.words)
+    if delete is not None:
+        deleted(done.trial, delete)
+
+
 def _some(texts: LabelledSet, most: int, seed: int) -> LabelledSet:
-    return texts if len(texts) <= most else texts.split(most, seed)[0]
+    """About so many, each pair of labels by its share; or any, where rounding leaves none or all of them."""
+    if len(texts) <= most:
+        return texts
+    try:
+        return texts.split(most, seed)[0]
+    except ValueError:
+        return replace(texts, texts=random.Random(seed).sample(list(texts), most))
 
 
 def _gendered(asked: Shifting) -> bool:

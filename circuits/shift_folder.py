@@ -22,7 +22,7 @@ from .shift.dossier import Dossier
 from .shift.shift import check_before
 from .shift.trial import Trial
 from .shift.verdicts import Verdicts
-from .shift_texts import Texts, generated, of_files, published
+from .shift_texts import NAMES, Texts, generated, of_files, published
 
 SETTINGS, RUN = "settings.json", "shift run"
 TEXTS, PROBE, CHECKPOINT = "texts", "probe", "checkpoint"
@@ -108,8 +108,11 @@ class Begun:
     dictionaries: Mapping[str, Dictionary]
 
 
-def begun(folder: Path, asked: Shifting, texts: Texts, *, progress: bool | None, say: Say) -> Begun:
-    """The texts of a folder, with the model, dictionaries and probe that it is about.
+def begun(
+    folder: Path, asked: Shifting, texts: Texts, before: Mapping[str, Any], *, progress: bool | None, say: Say
+) -> Begun:
+    """The texts of a folder, with the model, dictionaries and probe that it is about. `before` is what was
+    noted of the run that goes on, if one does.
 
     Raises:
         ValueError: what `Trial` refuses; a dictionary after the probe; another model than the folder's.
@@ -117,7 +120,7 @@ def begun(folder: Path, asked: Shifting, texts: Texts, *, progress: bool | None,
     """
     model = loaded_model(asked.model, device=asked.device, dtype=asked.dtype)
     say(f"Model         {described(model, asked.model)}")
-    known = read_settings(folder).get(RUN, {}).get("model")
+    known = before.get("model")
     if known not in (None, model.fingerprint):
         raise ValueError(
             f"{folder} is of another model ({str(known)[:8]}) than {asked.model} ({model.fingerprint[:8]})."
@@ -129,7 +132,7 @@ def begun(folder: Path, asked: Shifting, texts: Texts, *, progress: bool | None,
     )  # fmt: skip
     dictionaries = _dictionaries(trial, asked, say)
     say(f"Texts         {', '.join(map(visible, trial.classes))}: {texts}")
-    if (folder / PROBE / "probe.json").is_file():
+    if before and (folder / PROBE / "probe.json").is_file():
         trial = trial.with_probe(Probe.load(folder / PROBE))
     return Begun(folder, asked, trial, dictionaries)
 
@@ -198,6 +201,24 @@ def verdicts_in(folder: Path, given: str | None, dossier: Dossier) -> Verdicts:
         found.check([(one.site, one.feature) for one in dossier])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return found
+
+
+def texts_in(folder: Path, asked: Shifting) -> Texts:
+    """The texts with which a folder was begun. Raises ValueError where their files say something else now."""
+    found = Texts.load(folder / TEXTS)
+    files = [path for path in (asked.train, asked.test, asked.known) if path is not None]
+    if files and all(Path(path).is_file() for path in files):
+        now = asked.texts
+        for name in NAMES:
+            before, after = (
+                None if (one := getattr(sets, name)) is None else one.texts for sets in (found, now)
+            )
+            if before != after:
+                raise ValueError(
+                    f"{getattr(asked, name)} has changed since {folder} was begun; give --out, or --fresh to "
+                    "replace it."
+                )
     return found
 
 

@@ -77,14 +77,19 @@ def deletion(path: str | None, *, gendered: bool) -> Delete | None:
 
     Raises:
         FileNotFoundError: no file there.
-        ValueError: a file without words.
+        ValueError: a file without words, or of no text.
     """
     if path is None:
         return without_gendered_words if gendered else None
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path} of words to delete.")
-    words = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8.") from None
+    words = [line.strip() for line in lines if line.strip()]
     if not words:
         raise ValueError(f"{path} holds no words to delete.")
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
+    longest = sorted(words, key=len, reverse=True)  # or "Mr" would leave the stop of "Mr."
+    pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)", re.IGNORECASE)
     return lambda texts: [" ".join(pattern.sub("", text).split()) for text in texts]

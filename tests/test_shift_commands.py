@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from circuits import embedded
 from circuits.__main__ import main
-from circuits.shift import Dossier, Ranking, Report, Verdicts
+from circuits.shift import Dossier, Ranking, Report, VerdictLog, Verdicts
 from circuits.shift_texts import deletion, generated
 from interventions.dictionaries import save
 from tasks import LabelledSet
@@ -115,7 +115,7 @@ def test_later_leaves_judging_to_another_command(ran):
     assert {path.name for path in ran.iterdir()} == {
         "texts", "probe", "ranking.json", "evidence.json", "settings.json"
     }  # fmt: skip
-    assert json.loads((ran / "settings.json").read_text())["shift run"]["options"]["ranked"] == 100
+    assert json.loads((ran / "settings.json").read_text())["shift run"]["options"]["ranked"] is None
 
 
 def test_a_run_goes_on_from_the_ranking_that_is_there(data, folder, said, monkeypatch):
@@ -311,3 +311,93 @@ def test_words_are_deleted_whole_and_in_any_case(tmp_path):
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no words"):
         deletion(str(tmp_path / "none.txt"), gendered=True)
+
+
+def test_words_that_baselines_can_make_nothing_of_are_refused_before_anything_is_done(
+    data, tmp_path, mistake, folder
+):
+    out = tmp_path / "out2"
+    given = ["run", *options(data), "--judge", "later", "--out", out]
+    assert "'zebra' has no token that counts" in mistake(*given, "--words", "zebra", "dog")
+    assert "two different words" in mistake(*given, "--words", "dog")
+    everything = tmp_path / "delete.txt"
+    everything.write_text("\n".join(word for text in texts(10, ambiguous=True) for word in text.text.split()))
+    assert "Nothing is left of 'The" in mistake(*given, "--delete", everything)
+    assert not list(out.glob("*"))
+    assert "two different words" in mistake("report", folder, "--words", "dog", "--verdicts", _yes(tmp_path))
+
+
+def _yes(tmp_path: Path) -> Path:
+    dossier = Dossier.load(tmp_path / "out" / "evidence.json")
+    path = tmp_path / "yes.csv"
+    path.write_text(f"site,feature,spurious\n{dossier[0].site},{dossier[0].feature},yes\n")
+    return path
+
+
+def test_a_list_of_words_is_text(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"words\.txt is not text in UTF-8"):
+        deletion(str(path), gendered=False)
+
+
+def test_words_that_end_in_a_stop_are_deleted_whole(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("Mr\nMr.\nC++\n", encoding="utf-8-sig")
+    delete = deletion(str(path), gendered=False)
+    assert delete is not None
+    assert delete(["Mr. Smith writes C++ for mr Jones, Mrs. Hall not."]) == [
+        "Smith writes for Jones, Mrs. Hall not."
+    ]
+
+
+def test_as_many_texts_as_rounding_leaves_all_of_are_ranked_on(data, tmp_path, said):
+    three = [*texts(2, ambiguous=False), *texts(7, ambiguous=True)]
+    LabelledSet("three", three).save(tmp_path / "train.jsonl")
+    given = [*options(data), "--train", tmp_path / "train.jsonl", "--judge", "later"]
+    for n in (len(three) - 1, 1):
+        out = tmp_path / str(n)
+        said("run", *given, "--ranked-on", n, "--out", out)
+        assert Ranking.load(out / "ranking.json").texts == n
+
+
+def test_a_judge_that_was_interrupted_is_not_followed_by_another(data, tmp_path, mistake, monkeypatch):
+    out, add, given = tmp_path / "out", VerdictLog.add, []
+
+    def interrupted(log, verdict):
+        if given:
+            raise KeyboardInterrupt
+        given.append(verdict)
+        add(log, verdict)
+
+    monkeypatch.setattr(VerdictLog, "add", interrupted)
+    assert shift("run", *options(data), "--out", out, "-q") == 130
+    monkeypatch.setattr(VerdictLog, "add", add)
+    assert len(Verdicts.load(out / "verdicts.jsonl")) == 1
+    assert "has the verdicts of attribution" in mistake(
+        "run", *options(data), "--judge", "rule", "--out", out
+    )
+    assert shift("run", *options(data), "--out", out, "-q") == 0
+
+
+def test_files_that_have_changed_since_are_not_taken_for_what_they_were(data, tmp_path, mistake, said):
+    train = tmp_path / "train.jsonl"
+    shutil.copy(data / "train.jsonl", train)
+    given = ["run", *options(data), "--train", train, "--judge", "later", "--out", tmp_path / "out"]
+    said(*given)
+    texts(9, ambiguous=True, seed=5).save(train)
+    assert f"{train} has changed since {tmp_path / 'out'} was begun; give --out" in mistake(*given)
+    said(*given, "--fresh")
+    train.unlink()  # what is in the folder will do
+    said(*given)
+
+
+def test_fresh_takes_nothing_away_before_what_is_asked_can_be_done(data, folder, mistake, said):
+    (folder / "verdicts.jsonl").write_text('{"site": "embed", "feature": 1, "spurious": true}\n')
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    given = ["run", *options(data), "--out", folder, "--fresh", "--judge", "later"]
+    for wrong in (["--at", "resid.7"], ["--train", "no.csv"], ["--words", "zebra", "x"], ["--model", folder]):
+        mistake(*given, *wrong)
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    said(*given, "--l2", 2)
+    assert not (folder / "verdicts.jsonl").exists()

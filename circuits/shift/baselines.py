@@ -64,10 +64,7 @@ def concept_bottleneck(trial: Trial, words: Sequence[str]) -> Scores:
     Raises:
         ValueError: fewer than two different words.
     """
-    if len(set(words)) < 2:
-        raise ValueError(f"A concept bottleneck takes at least two different words, not {list(words)!r}.")
-    if unknown := [word for word in words if not is_read(trial, word)]:
-        raise ValueError(f"To the model {unknown[0]!r} has no token that counts: give words that it knows.")
+    check_words(trial, words)
     vectors = probe_activations(trial.reader, list(words), [trial.at], progress=False)[trial.at].double()
     vectors = vectors - vectors.mean(0)
     train, test = (_cosines(trial.acts(texts), vectors) for texts in (trial.train, trial.test))
@@ -103,7 +100,7 @@ def words_deleted(trial: Trial, delete: Callable[[Sequence[str]], Sequence[str]]
     Raises:
         ValueError: a text of which nothing is left.
     """
-    train, test = (_deleted(trial, texts, delete) for texts in (trial.train, trial.test))
+    train, test = deleted(trial, delete)
     probe = trial.fit(train)
     return trial.scores("words deleted", probe.logits(trial.acts(test)), needs="words of the spurious labels")
 
@@ -129,6 +126,21 @@ def erased_retrained(trial: Trial) -> Scores:
     probe = trial.fit(trial.train, erase(trial.acts(trial.train)))
     logits = probe.logits(erase(trial.acts(trial.test)))
     return trial.scores("LEACE, retrained", logits, needs=SPURIOUS)
+
+
+def check_words(trial: Trial, words: Sequence[str]) -> None:
+    """Raises ValueError for words that no concept bottleneck can be made of."""
+    if len(set(words)) < 2:
+        raise ValueError(f"A concept bottleneck takes at least two different words, not {list(words)!r}.")
+    if unknown := [word for word in words if not is_read(trial, word)]:
+        raise ValueError(f"To the model {unknown[0]!r} has no token that counts: give words that it knows.")
+
+
+def deleted(
+    trial: Trial, delete: Callable[[Sequence[str]], Sequence[str]]
+) -> tuple[LabelledSet, LabelledSet]:
+    """The texts to train and to test on without words. Raises ValueError where of one nothing is left."""
+    return _deleted(trial, trial.train, delete), _deleted(trial, trial.test, delete)
 
 
 def is_read(trial: Trial, word: str) -> bool:
