@@ -159,7 +159,7 @@ def _correlations(means: Tensor, texts: LabelledSet) -> tuple[list[Correlation],
     labels, others = texts.labels, texts.spurious
     of_label = [Correlation(*pair) for pair in zip(*correlations(means, labels, others), strict=True)]
     if len(texts.attributes) < 2:
-        return of_label, None
+        return [replace(one, apart={}) for one in of_label], None
     return of_label, [Correlation(*pair) for pair in zip(*correlations(means, others, labels), strict=True)]
 
 
@@ -177,14 +177,12 @@ def _promoted(
     model: Model, splice: Splice, features: Sequence[int], k: int
 ) -> Sequence[tuple[Change | None, Change | None]]:
     """The tokens that each feature raises and lowers most, where it writes to the stream."""
-    if not k or not writes_to_stream(model, splice.site.name):
+    if not k or model.classes is not None or not writes_to_stream(model, splice.site.name):
         return [_NONE] * len(features)
     rows = splice.decoder_rows(torch.tensor(features, device=splice.device)).to(model.dtype)
     try:
         change = effects(model, rows).float().cpu()
     except ValueError:  # a model without an unembedding of its own
-        return [_NONE] * len(features)
-    if model.tokenizer is not None and change.shape[-1] < len(model.tokenizer):  # it classifies
         return [_NONE] * len(features)
     k = min(k, change.shape[-1])
     return [(_named(model, row.topk(k)), _named(model, row.topk(k, largest=False))) for row in change]

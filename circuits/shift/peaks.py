@@ -87,7 +87,7 @@ def correlations(
     x: Float[Tensor, "text feature"], labels: Sequence[str], other: Sequence[str]
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Of each feature, the correlations with every label, and those within each value of another label, which
-    are empty where nothing of the labels is left there, or the other label has one value alone."""
+    are empty where nothing of the labels is left there."""
     names = tuple(dict.fromkeys(labels))
     largest = x.abs().amax(0)
     x = x / largest.where(largest > 0, 1.0)  # so that rounding is of the same size in all of them
@@ -96,7 +96,7 @@ def correlations(
     groups = _numbers(other)
     left = _within(y, groups)
     given = [dict(zip(names, row, strict=True)) for row in whole.tolist()]
-    if int(groups.max()) == 0 or left.abs().max() < 1e-9:
+    if left.abs().max() < 1e-9:
         return given, [{} for _ in given]
     apart = _pearson(_within(x, groups), left)
     return given, [dict(zip(names, row, strict=True)) for row in apart.tolist()]
