@@ -44,9 +44,10 @@ class ProbedModel(Model):
 
     The logits (batch pos class) are those of the text up to each token, so that the last ones are the whole
     text's, also behind padding; of two classes they are 0 and the log odds. Tokens that open a text do not
-    count, as with `steering.token_choice.every`. Passes end where the probe reads: what comes after is never
-    computed, and sites there do not exist. Sites have the names that they have in `inner`, and interventions
-    made with it do here as well. `reads` is the site that the probe reads.
+    count, nor do the tokenizer's other special tokens wherever they stand, as with
+    `steering.token_choice.every`. Passes end where the probe reads: what comes after is never computed, and
+    sites there do not exist. Sites have the names that they have in `inner`, and interventions made with it
+    do here as well. `reads` is the site that the probe reads.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> from interventions.probing import Probe

@@ -67,7 +67,7 @@ class Probed(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos class"]:
-        counted = ~torch.isin(input_ids, self.opening)
+        counted = ~torch.isin(input_ids, self.opening.to(input_ids.device))
         told: dict[str, Any] = {}
         if attention_mask is not None:
             counted &= attention_mask.bool()

@@ -24,6 +24,7 @@ from circuits.wiring import edges
 from interventions import Ablate, Add, Model, Site, applied, run
 from interventions.acts import Identity
 from interventions.lenses import LogitLens, TunedLens, fit
+from interventions.lenses.tracing import token_id
 from interventions.pooling import last, mean
 from interventions.probing import Eraser, Logistic, MLPProbe, Probe, Trained, probe_activations
 from interventions.recurrence import AddState, read_state
@@ -485,6 +486,10 @@ def test_a_trajectory_names_classes():
     torch.testing.assert_close(found.log_prob("green")[-1], expected)
     assert found["cross_entropy"].isnan().all() and not found["kl"].isnan().any()
     assert model.probed(probe(), at="resid.1").classes == ("class 0", "class 1", "class 2")
+    probed.tokenizer = SimpleNamespace(encode=lambda text, **_: [2])  # a word is no class, whatever its token
+    for target in ("she", 3, -1):
+        with pytest.raises(ValueError, match=f"{target!r} is none of the model's 3 classes, which are red"):
+            token_id(probed, target, 3)
     with pytest.raises(ValueError, match="The probe tells 3 classes apart; their names are"):
         model.probed(probe(), at="resid.1", classes=("red", "green"))
 

@@ -122,14 +122,15 @@ def of_reading(
 
 
 def token_id(model: Model, target: int | str, vocab: int) -> int:
-    """The token that is meant by a number or by a text.
+    """The token that is meant by a number or by a text; of a classifier, the class.
 
     Raises:
         TypeError: text for a model without a tokenizer.
-        ValueError: a text of another number of tokens than one; a number beyond the vocabulary.
+        ValueError: a text of another number of tokens than one; a number beyond the vocabulary; what is no
+            class of a classifier.
     """
-    if isinstance(target, str) and target in (model.classes or ()):
-        target = (model.classes or ()).index(target)
+    if model.classes is not None:
+        return _class(model.classes, target)
     ids = text_ids(model, target) if isinstance(target, str) else (int(target),)
     if isinstance(target, str) and len(ids) != 1 and target.startswith(" "):
         bare = text_ids(model, target[1:])  # some tokenizers put a space before every text themselves
@@ -139,6 +140,14 @@ def token_id(model: Model, target: int | str, vocab: int) -> int:
     if not 0 <= ids[0] < vocab:
         raise ValueError(f"There is no token {ids[0]}: the vocabulary has {vocab}.")
     return ids[0]
+
+
+def _class(classes: Sequence[str], target: int | str) -> int:
+    if (target not in classes) if isinstance(target, str) else not 0 <= int(target) < len(classes):
+        raise ValueError(
+            f"{target!r} is none of the model's {len(classes)} classes, which are {', '.join(classes)}."
+        )
+    return classes.index(target) if isinstance(target, str) else int(target)
 
 
 def _text(model: Model, token: int) -> str:
