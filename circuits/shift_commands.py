@@ -175,9 +175,9 @@ def _ranked(done: Begun, most: int, say: Say) -> Dossier:
         texts = _some(trial.train, done.asked.ranked_on, trial.seed)
         ranking = ranked(trial, done.dictionaries, most=most, texts=texts, checkpoint=folder / CHECKPOINT)
         ranking.save(folder / RANKING)
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         say(f"Ranking       {len(ranking)} features by their effects on {ranking.texts} texts\n")
         say(f"{ranking.table(most=_FEW)}\n")
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     if (folder / EVIDENCE).is_file():
         return Dossier.load(folder / EVIDENCE)
     dossier = shown(trial, done.dictionaries, ranking)
@@ -205,6 +205,8 @@ def _across(folders: Sequence[Path], out: str | None, pictures: bool, say: Say) 
         if not (folder / REPORT).is_file():
             raise FileNotFoundError(f"There is no report in {folder}: `circuits shift report {folder}`.")
         reports.append(Report.load(folder / REPORT))
+        if reports[-1] in reports[:-1]:
+            raise ValueError(f"{folder} has the report of another folder: the mean is over different seeds.")
     found = Report.across(reports)
     target = writable(out or Path("results") / "shift-means")
     found.save(target / "means.json")

@@ -123,7 +123,8 @@ def begun(
     known = before.get("model")
     if known not in (None, model.fingerprint):
         raise ValueError(
-            f"{folder} is of another model ({str(known)[:8]}) than {asked.model} ({model.fingerprint[:8]})."
+            f"{folder} is of another model ({str(known)[:8]}), or of another --dtype, than {asked.model} in "
+            f"{str(model.dtype).removeprefix('torch.')} ({model.fingerprint[:8]})."
         )
     at = asked.at or f"resid.{min(2 * len(model.blocks) // 3, len(model.blocks) - 1)}"
     trial = Trial(

@@ -38,7 +38,7 @@ _RUN = """examples:
 --train, --test and --known are CSV (with a line of names on top) or JSON lines with text, label and
 spurious label. In --train a spurious label goes with each label; in --test and --known every label
 comes with every spurious one. --known is for baselines that know the spurious label, and for the
-judge `attribution`.
+judges `attribution` and `rule`.
 
 Judges: attribution, what does as much for a probe of the spurious label as for the biased one;
 rule, what correlates with the spurious label more than with the label; terminal, you; later, which

@@ -161,7 +161,13 @@ def test_verdicts_of_a_file_count_in_run_and_in_report(data, folder, said, tmp_p
 def test_report_of_several_folders_is_the_mean(data, folder, said, tmp_path, mistake):
     assert "There is no report in" in mistake("report", folder, folder)
     said("run", *options(data), "--out", folder)
-    text = said("report", folder, folder, "--out", tmp_path / "means")
+    assert "has the report of another folder" in mistake("report", folder, folder)
+    report = json.loads((folder / "report.json").read_text())
+    (tmp_path / "seed-1").mkdir()
+    shutil.copy(folder / "settings.json", tmp_path / "seed-1")
+    report["config"]["seed"] = 1
+    (tmp_path / "seed-1" / "report.json").write_text(json.dumps(report))
+    text = said("report", folder, tmp_path / "seed-1", "--out", tmp_path / "means")
     assert "over 2 seeds" in text
     assert {path.name for path in (tmp_path / "means").iterdir()} == {"means.json", *PICTURES}
 
@@ -256,8 +262,9 @@ def test_another_model_than_the_folders_is_a_mistake(folder, tmp_path, mistake, 
     module = AutoModelForCausalLM.from_pretrained(other)
     module.model.embed_tokens.weight.data.add_(1)
     module.save_pretrained(other)
-    line = mistake("report", folder, "--verdicts", tmp_path / "mine.csv", "--model", other)
-    assert "is of another model" in line
+    given = ["report", folder, "--verdicts", tmp_path / "mine.csv"]
+    assert "is of another model" in mistake(*given, "--model", other)
+    assert "or of another --dtype, than embedded in float64" in mistake(*given, "--dtype", "float64")
 
 
 def test_other_options_for_the_same_folder_are_a_mistake(data, folder, mistake):
@@ -401,3 +408,9 @@ def test_fresh_takes_nothing_away_before_what_is_asked_can_be_done(data, folder,
         assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     said(*given, "--l2", 2)
     assert not (folder / "verdicts.jsonl").exists()
+
+
+def test_what_was_left_of_a_ranking_goes_when_it_is_there(data, folder, said):
+    (folder / "checkpoint").mkdir()
+    said("run", *options(data), "--judge", "later", "--out", folder)
+    assert not (folder / "checkpoint").exists()
