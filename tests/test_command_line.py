@@ -48,17 +48,8 @@ def found(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def mistake(capfd):
-    """Runs what should fail as a mistake; gives the one line that says so."""
-
-    def run(*argv: object, code: int = 2) -> str:
-        capfd.readouterr()
-        assert main([str(word) for word in argv]) == code
-        (line,) = [li for li in capfd.readouterr().err.splitlines() if not li.startswith("circuits: note")]
-        return line
-
-    return run
+def command(*argv: object) -> int:
+    return main([str(word) for word in argv])
 
 
 # --- find ---------------------------------------------------------------------------------------------------

@@ -24,17 +24,7 @@ def evaluate(*argv: object) -> int:
     return main(["evaluate-dictionary", *map(str, argv)])
 
 
-@pytest.fixture
-def mistake(capfd):
-    """Runs what should fail as a mistake; gives the one line that says so."""
-
-    def run(*argv: object) -> str:
-        capfd.readouterr()
-        assert evaluate(*argv) == 2
-        (line,) = [li for li in capfd.readouterr().err.splitlines() if not li.startswith("circuits: note")]
-        return line
-
-    return run
+command = evaluate
 
 
 @pytest.fixture(scope="module")

@@ -36,29 +36,7 @@ def lens(*argv: object) -> int:
     return main(["lens", *map(str, argv)])
 
 
-@pytest.fixture
-def said(capfd):
-    """Runs a command that should succeed; gives what it says."""
-
-    def run(*argv: object) -> str:
-        capfd.readouterr()
-        assert lens(*argv) == 0
-        return capfd.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def mistake(capfd):
-    """Runs a command that should fail as a mistake; gives the one line that says so."""
-
-    def run(*argv: object, code: int = 2) -> str:
-        capfd.readouterr()
-        assert lens(*argv) == code
-        (line,) = [li for li in capfd.readouterr().err.splitlines() if not li.startswith("circuits: note")]
-        return line
-
-    return run
+command = lens
 
 
 @pytest.fixture(scope="module")

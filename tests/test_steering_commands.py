@@ -34,30 +34,7 @@ def steer(*argv: object) -> int:
     return main(["steer", *map(str, argv)])
 
 
-@pytest.fixture
-def said(capfd):
-    """Runs a command that should succeed; gives what it says."""
-
-    def run(*argv: object) -> str:
-        capfd.readouterr()
-        assert steer(*argv) == 0
-        return capfd.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def mistake(capfd):
-    """Runs a command that should fail as a mistake; gives the one line that says so."""
-
-    def run(*argv: object) -> str:
-        capfd.readouterr()
-        assert steer(*argv) == 2
-        found = [line for line in capfd.readouterr().err.splitlines() if line.startswith("circuits: error")]
-        (line,) = found
-        return line
-
-    return run
+command = steer
 
 
 @pytest.fixture(scope="module")
