@@ -34,7 +34,7 @@ def plot_shift(
     *,
     methods: Sequence[str] | None = None,
     title: str = "",
-    width: float = 5.5,
+    width: float = 6.5,
 ) -> Path:
     """Each method on a line, with 95 % intervals: the accuracy on the intended and on the spurious label, and
     beside it that of the worst group. The broken line is chance for the spurious label, where it should be.
@@ -75,7 +75,7 @@ def plot_groups(
     *,
     methods: Sequence[str] | None = None,
     title: str = "",
-    width: float = 5.5,
+    width: float = 6.5,
 ) -> Path:
     """The accuracy of each method on the intended label, a panel for each group of texts.
 

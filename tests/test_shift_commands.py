@@ -26,30 +26,7 @@ def shift(*argv: object) -> int:
     return main(["shift", *map(str, argv)])
 
 
-@pytest.fixture
-def said(capfd):
-    """Runs a command that should succeed; gives what it says."""
-
-    def run(*argv: object) -> str:
-        capfd.readouterr()
-        assert shift(*argv) == 0
-        return capfd.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def mistake(capfd):
-    """Runs a command that should fail as a mistake; gives the one line that says so."""
-
-    def run(*argv: object) -> str:
-        capfd.readouterr()
-        assert shift(*argv) == 2
-        found = [line for line in capfd.readouterr().err.splitlines() if line.startswith("circuits: error")]
-        (line,) = found
-        return line
-
-    return run
+command = shift
 
 
 @pytest.fixture(scope="module")

@@ -85,8 +85,8 @@ def experiment(name: str, subject: Subject, texts: Pools, seeds: int, out: Path)
     found = Report.across([once(subject, texts, seed, folder / f"seed-{seed}") for seed in range(seeds)])
     found.save(folder / "means.json")
     write(folder / "table.txt", str(found).encode())
-    plot_shift(found, folder / "shift.svg", methods=DRAWN, title=name, width=6.5)
-    plot_groups(found, folder / "groups.svg", methods=DRAWN, title=name, width=6.5)
+    plot_shift(found, folder / "shift.svg", methods=DRAWN, title=name)
+    plot_groups(found, folder / "groups.svg", methods=DRAWN, title=name)
     print(f"## {name}\n{found}\n", flush=True)
     return found
 
