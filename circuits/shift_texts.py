@@ -40,7 +40,10 @@ class Texts:
 
     def __str__(self) -> str:
         known = "" if self.known is None else f", {len(self.known)} of every pair to train on"
-        return f"{len(self.train)} to train on, {len(self.test)} to test on{known}"
+        seen = {one.text for texts in (self.train, self.known or ()) for one in texts}
+        both = sum(one.text in seen for one in self.test)
+        also = f"; {both} of those to test on are among those to train on" if both else ""
+        return f"{len(self.train)} to train on, {len(self.test)} to test on{known}{also}"
 
 
 def of_files(train: str, test: str, known: str | None, *, text: str, label: str, spurious: str) -> Texts:

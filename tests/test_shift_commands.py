@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from circuits import embedded
 from circuits.__main__ import main
 from circuits.shift import Dossier, Ranking, Report, VerdictLog, Verdicts
-from circuits.shift_texts import deletion, generated
+from circuits.shift_texts import Texts, deletion, generated
 from interventions.dictionaries import save
 from tasks import LabelledSet
 
@@ -268,6 +268,12 @@ def test_a_judge_that_knows_asks_for_texts_of_every_pair(data, tmp_path, mistake
 
 
 # --- texts --------------------------------------------------------------------------------------------------
+
+
+def test_texts_that_are_tested_on_and_trained_on_are_counted():
+    one = texts(3, ambiguous=False)
+    assert str(Texts(one, one)).endswith(f"; {len(one)} of those to test on are among those to train on")
+    assert "among" not in str(generated(20, seed=0))
 
 
 def test_generated_texts_are_ambiguous_to_train_and_balanced_to_test():
