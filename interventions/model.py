@@ -195,8 +195,8 @@ class Model:
         """Next-token logits at every position, or at the `last` so many, where no others are worked out.
 
         A model that classifies texts gives those of the whole text, (batch 1 class). `mask` is 1 at tokens
-        and 0 at padding, which is on the right. Raises ValueError where it is on the left, or where a model's
-        results at the tokens depend on the padding.
+        and 0 at padding, which is on the right. Raises ValueError where it is on the left, where a model's
+        results at the tokens depend on the padding, and for tokens or places without an embedding.
         """
         wanted: dict[str, Any] = {}
         if mask is not None and not mask.all():
@@ -213,7 +213,16 @@ class Model:
             tokens = ended(self.module, tokens, mask) if self._whole else tokens
         if last:
             wanted["logits_to_keep"] = last
-        out = self.module(tokens.to(self.device), **arguments(self.module, **wanted))
+        try:
+            out = self.module(tokens.to(self.device), **arguments(self.module, **wanted))
+        except IndexError as error:
+            if "index out of range in self" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self.module).__name__} has no embedding for a token, or for a place, of this pass: "
+                f"rows of {tokens.shape[1]} tokens, none above {int(tokens.max())}. Give shorter texts, and "
+                "tokens of its own tokenizer."
+            ) from error
         return logits_of(out)[:, -last:]
 
     @torch.no_grad()

@@ -425,3 +425,9 @@ def _gguf(qwen2: nn.Module, path: Path, kind: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.mark.parametrize("tokens", [torch.full((1, 4), 10**6), torch.ones(1, 5000, dtype=torch.long)])
+def test_tokens_and_places_without_an_embedding_are_told(tokens):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel has no embedding for a token, or for a place"):
+        tiny("gpt2").logits(tokens)
