@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.acts import Dictionary
-from interventions.concepts import Sweep, scr_sweep, tpp_sweep
+from interventions.concepts import SCR, Sweep, scr_sweep, tpp_sweep
 from interventions.model import Model
 from interventions.probing import Logistic, Recipe
 from interventions.probing.selected import Selected
@@ -22,6 +22,7 @@ from .lens_folder import note
 from .question import Say, checked_device, described, loaded_dictionaries, loaded_model, whole_path
 from .record import Clock, interruptible, write_json
 
+_ROOM = 0.05  # between base and ceiling of SCR, for scores to mean something
 PROBES: Mapping[str, Callable[[], Recipe]] = {
     "logistic": Logistic,
     "selected": Selected,
@@ -94,6 +95,11 @@ def _evaluate(
         )  # fmt: skip
     clock.lap("scoring")
     say(f"\n{found}")
+    if narrow := _narrow(found):
+        say(
+            f"\nAt {', '.join(map(visible, narrow))} a probe of its own tells the label hardly better than "
+            f"the spurious one does, by less than {_ROOM:g}: scores there are noise."
+        )
     written = [f"{kind}/", f"{kind}.json"]
     write_json(folder / f"{kind}.json", _numbers(found))
     if pictures:
@@ -105,6 +111,14 @@ def _evaluate(
     record = {"command": command, "options": asdict(asked), "model": model.fingerprint, **clock.record()}
     note(folder, f"evaluate-dictionary {kind}", record)
     say(f"\nWritten to {folder} after {clock}: {', '.join(written)}.")
+
+
+def _narrow(found: Sweep) -> list[str]:
+    """The sites at which there is hardly anything to recover."""
+    rooms: dict[str, list[float]] = {}
+    for one in found.values():
+        rooms.setdefault(one.site, []).extend(score.room for score in one.scores if isinstance(score, SCR))
+    return [site for site, those in rooms.items() if those and sum(those) / len(those) < _ROOM]
 
 
 def _whole(asked: Evaluating) -> Evaluating:

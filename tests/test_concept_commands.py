@@ -128,6 +128,12 @@ def test_mistakes_are_said_in_one_line(mistake, tmp_path):
     assert "Give autoencoders" in mistake("tpp", "--train", file, "--dictionaries", across)
 
 
+def test_sites_at_which_there_is_nothing_to_recover_are_named(tmp_path, capfd):
+    assert evaluate("scr", "--biographies", 60, "--site", "embed", "--out", tmp_path) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "At embed a probe of its own tells the label hardly better" in said
+
+
 def test_biographies_to_test_on_are_of_other_wording():
     from circuits.concept_texts import texts_of
 

@@ -156,11 +156,11 @@ def test_of_a_tie_of_bases_the_mean_of_both_directions_counts():
     tie = SCR(
         ("a", "b"), together, (1,), base=torch.tensor([0.5, 0.5]), ceiling=torch.tensor([1.0, 1.0]), **rest
     )
-    assert tie.score.item() == 0.75
+    assert tie.score.item() == 0.75 and tie.room == 0.5
     stuck = SCR(
         ("a", "b"), together, (1,), base=torch.tensor([0.5, 0.9]), ceiling=torch.tensor([0.5, 1.0]), **rest
     )
-    assert stuck.score.item() == 0.0
+    assert stuck.score.item() == 0.0 and stuck.room == 0.0
 
 
 def test_labels_that_do_not_fit_are_refused(sets):

@@ -61,6 +61,12 @@ class SCR:
         """That of the direction with the lower base, where there is more to recover; of a tie, the mean."""
         return self.recovered[_lower(self.base)].mean(0)
 
+    @property
+    def room(self) -> float:
+        """How far the ceiling lies above the base in that direction: what a score of 1 stands for. Where there
+        is next to none, scores are noise."""
+        return (self.ceiling - self.base)[_lower(self.base)].mean().item()
+
     def interval(self, confidence: float = 0.95) -> Float[Tensor, "size bound"]:
         """Between what the score lies on other test texts like these: a percentile bootstrap over them."""
         return interval(self.drawn, confidence)
