@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,6 +159,9 @@ def test_reports_of_other_methods_have_no_mean():
         Report.across([_report(), Report((_scores(),))])
     with pytest.raises(ValueError, match="no reports"):
         Report.across([])
+    elsewhere = replace(_report(1), config={"seed": 1, "at": "resid.2"})
+    with pytest.raises(ValueError, match=r"of another site than the first: 'resid.2' and None"):
+        Report.across([_report(), elsewhere])
 
 
 def test_means_are_written(tmp_path):

@@ -105,7 +105,7 @@ class Across:
     """Reports of the same methods with several seeds: means, and Student's intervals over seeds.
 
     Raises:
-        ValueError: no reports, or reports of other methods or groups than the first.
+        ValueError: no reports, or reports of other methods or groups, of another model or site than the first.
     """
 
     reports: tuple[Report, ...]
@@ -115,6 +115,12 @@ class Across:
             raise ValueError("There are no reports to take the mean of.")
         first = self.reports[0]
         for i, other in enumerate(self.reports[1:], start=1):
+            for what, name in (("model", "model"), ("at", "site")):
+                if first.config.get(what) != other.config.get(what):
+                    raise ValueError(
+                        f"Report {i} is of another {name} than the first: {other.config.get(what)!r} and "
+                        f"{first.config.get(what)!r}; the mean is over seeds of the same."
+                    )
             if other.methods != first.methods:
                 different = sorted(set(first.methods) ^ set(other.methods)) or list(other.methods)
                 raise ValueError(
