@@ -105,7 +105,7 @@ class Across:
     """Reports of the same methods with several seeds: means, and Student's intervals over seeds.
 
     Raises:
-        ValueError: no reports, or reports of other methods or groups, of another model or site than the first.
+        ValueError: no reports, or some of other methods or groups, of another model or site than the first.
     """
 
     reports: tuple[Report, ...]

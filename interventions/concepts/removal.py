@@ -63,7 +63,7 @@ class SCR:
 
     @property
     def room(self) -> float:
-        """How far the ceiling lies above the base in that direction: what a score of 1 stands for. Where there
+        """How far the ceiling lies above the base in that direction: what a score of 1 is. Where there
         is next to none, scores are noise."""
         return (self.ceiling - self.base)[_lower(self.base)].mean().item()
 
