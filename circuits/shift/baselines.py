@@ -86,10 +86,8 @@ def random_features_retrained(
     trial: Trial, dictionaries: Dictionaries, features: Features, *, draws: int = 5
 ) -> Scores:
     """The same draws with a probe fitted again to ambiguous texts without them."""
-    every_draw, logits = _draws(trial, dictionaries, features, draws), []
-    for drawn in every_draw:
-        train, test = (trial.ablated(texts, dictionaries, drawn) for texts in (trial.train, trial.test))
-        logits.append(trial.fit(trial.train, train).logits(test))
+    every_draw = _draws(trial, dictionaries, features, draws)
+    logits = [trial.refitted(dictionaries, drawn) for drawn in every_draw]
     return trial.scores("random features, retrained", logits, ablated=counted(every_draw[0]))
 
 

@@ -137,8 +137,7 @@ def retrained(
     Raises:
         LookupError, ValueError: features that there are not.
     """
-    train, test = (trial.ablated(texts, dictionaries, features) for texts in (trial.train, trial.test))
-    logits = trial.fit(trial.train, train).logits(test)
+    logits = trial.refitted(dictionaries, features)
     return trial.scores("SHIFT, retrained", logits, needs=needs, ablated=skylines.counted(features))
 
 

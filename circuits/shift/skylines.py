@@ -60,8 +60,7 @@ def feature_skyline_retrained(
         ValueError: a trial without `known`.
     """
     features = spurious_features(trial, dictionaries, n, texts=texts, method=method)
-    train, test = (trial.ablated(some, dictionaries, features) for some in (trial.train, trial.test))
-    logits = trial.fit(trial.train, train).logits(test)
+    logits = trial.refitted(dictionaries, features)
     return trial.scores("feature skyline, retrained", logits, needs=SPURIOUS, ablated=counted(features))
 
 

@@ -128,6 +128,12 @@ class Trial:
             batch_size=self.batch_size, progress=self.progress,
         )  # fmt: skip
 
+    def refitted(self, dictionaries: Dictionaries, features: Features) -> Float[Tensor, "text *class"]:
+        """What a probe says of the texts to test on that is fitted to the same ambiguous texts without some
+        features, and tested without them."""
+        train, test = (self.ablated(texts, dictionaries, features) for texts in (self.train, self.test))
+        return self.fit(self.train, train).logits(test)
+
     def fit(self, texts: LabelledSet, acts: Acts | None = None) -> Any:
         """A probe of the labels of texts, on what the site holds of them or on other activations."""
         x = self.acts(texts) if acts is None else acts
